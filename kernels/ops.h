@@ -1,0 +1,165 @@
+// The op table: every arithmetic step of the engine as plain argument structs and function pointers.
+//
+// Two tables exist on every machine. ReferenceOps: scalar float32, written to be read, the judge of everything else.
+// CpuOps: SIMD (AVX-512, AVX2 or the baseline, chosen at run time by the processor) and oneDNN for matrix products.
+// All ops run on the calling thread, allocate nothing that outlives the call except oneDNN's own primitive cache, and
+// may run on several threads at once as long as their outputs do not overlap. A bad shape returns kBadShape and writes
+// nothing; callers treat that as a bug of theirs.
+//
+// "act" is the dtype in which activations enter matrix products: f32 for the reference, bf16 for the CPU table.
+// Rows are contiguous unless a stride (in elements) is given. bf16 is a raw std::uint16_t, rounded to nearest even.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/kv_block.h"
+
+namespace zeroc::kernels {
+
+using Bf16 = std::uint16_t;
+
+enum class KernelStatus : std::uint8_t { kOk = 0, kBadShape = 1, kUnsupported = 2 };
+
+// out[r, :] = table[ids[r], :] as f32. ids are in range (the tokenizer edge checked them).
+struct EmbedArgs {
+  const Bf16* table;        // [vocab, hidden]
+  const std::int32_t* ids;  // [n_rows]
+  std::int64_t n_rows, hidden;
+  float* out;  // [n_rows, hidden]
+};
+
+// out = x / sqrt(mean(x^2) + eps) * gain  (Zhang and Sennrich 2019).
+struct RmsNormArgs {
+  const float* x;    // [n_rows, hidden]
+  const Bf16* gain;  // [hidden]
+  std::int64_t n_rows, hidden;
+  float eps;
+  void* out;  // act [n_rows, hidden]
+};
+
+// y[r, o] (+)= sum_k x[r, k] * w[o, k] (+ bias[o]) for o in [out_begin, out_end). w is read where it lies (row-major as
+// in Hugging Face checkpoints, usually a memory map): no packed second copy. Callers split [0, n_out) over threads.
+struct LinearArgs {
+  const void* x;  // act [n_rows, k]
+  std::int64_t n_rows, k;
+  const Bf16* w;      // [n_out, k]
+  const float* bias;  // [n_out] or null
+  std::int64_t n_out, out_begin, out_end;
+  float* y;               // [n_rows, n_out] with y_stride floats per row
+  std::int64_t y_stride;  // >= n_out
+  bool accumulate;        // add to y (the residual stream) instead of writing it
+};
+
+// out = silu(gate) * up  (Shazeer 2020, arXiv 2002.05202).
+struct SwiGluArgs {
+  const float* gate;  // [n_rows, width] with stride
+  const float* up;
+  std::int64_t n_rows, width, stride;
+  void* out;  // act [n_rows, width]
+};
+
+// Rotary position embedding, half-split convention: pairs (i, i + d/2) turn by pos * inv_freq[i].
+// Tables hold cos and sin for consecutive positions, starting at the position of row 0.
+struct RopeRows {
+  const float* cos;  // [n_tokens, head_dim / 2], null for models without RoPE
+  const float* sin;
+};
+
+// q' = scale * A_g^T rope(q): queries in the coordinates of the packed keys, grouped by the KV head that they read.
+struct QueryPrepArgs {
+  const float* q;  // [n_tokens, n_heads * head_dim] with q_stride
+  std::int64_t q_stride;
+  std::int32_t n_tokens, n_heads, n_kv_heads, head_dim;
+  std::int32_t kv_head_begin, kv_head_end;  // the part this call does
+  RopeRows rope;
+  const float* q_map;  // A [n_kv_heads, head_dim, head_dim] row-major, or null for the identity
+  float scale;         // softmax scale, 1 / sqrt(head_dim)
+  float* out;          // [n_kv_heads, n_tokens, group, head_dim], group = n_heads / n_kv_heads
+};
+
+// k' = B_g^T rope(k) and v into exact (16- or 32-bit) blocks. Tokens first_pos .. first_pos + n_tokens - 1 fall into
+// blocks[0] (the block that holds first_pos), blocks[1], ...; rows of a block that are not written stay as they are.
+struct KvWriteArgs {
+  const float* k;  // [n_tokens, n_kv_heads * head_dim] with kv_stride, before RoPE
+  const float* v;
+  std::int64_t kv_stride;
+  std::int32_t first_pos, n_tokens;
+  std::int32_t kv_head_begin, kv_head_end;
+  RopeRows rope;
+  const float* k_map;            // B [n_kv_heads, head_dim, head_dim] row-major, or null
+  const KvBlockLayout* layout;   // one run of 16 or 32 bits on both sides, n_tokens = 64
+  std::uint8_t* const* blocks;
+};
+
+// Quantises one head of a full exact block (64 tokens, k' and v as they lie there) into a packed block. Deterministic
+// for one ISA. K is already in the profile's rotated coordinates; V runs are rotated here when layout->rotate_v.
+// Per token and run the scale code (and with it the clip point) with the least squared error is taken.
+struct KvPackArgs {
+  const std::uint8_t* exact;
+  const KvBlockLayout* exact_layout;
+  std::uint8_t* packed;
+  const KvBlockLayout* packed_layout;
+  std::int32_t kv_head_begin, kv_head_end;
+};
+
+// A stretch of one sequence's keys and values in blocks of one layout.
+struct KvSegment {
+  const std::uint8_t* const* blocks;  // [n_blocks]
+  std::int32_t n_blocks;
+  const KvBlockLayout* layout;
+  std::int32_t first_pos;           // position of the first token of blocks[0]
+  std::int32_t begin_pos, end_pos;  // only tokens in [begin_pos, end_pos) are attended to
+};
+
+// Softmax attention of a tile of query rows over segments, codes used where they lie. Partial result: unnormalised,
+// so that parts over different blocks merge exactly by log-sum-exp (AttentionMerge).
+//   s[r, t] = q[r] . k[t]     for position(t) <= first_query_pos + r / group
+//   row_max = max s,  row_sum = sum exp(s - row_max),  out = sum exp(s - row_max) v[t]
+// K scale and base are applied after the integer-code dot product, V's are folded into the probability. V's rotation is
+// undone once per call. A row that sees no token gets row_max = -inf, row_sum = 0, out = 0.
+struct AttentionArgs {
+  const float* q;  // [n_rows, head_dim], scaled (QueryPrep)
+  std::int32_t n_rows, group, head_dim;
+  std::int32_t first_query_pos;
+  std::int32_t kv_head;
+  const KvSegment* segments;
+  std::int32_t n_segments;
+  float* out;      // [n_rows, head_dim]
+  float* row_max;  // [n_rows]
+  float* row_sum;  // [n_rows]
+  void* scratch;   // AttentionScratchBytes(n_rows, head_dim), 64-byte aligned
+};
+inline constexpr int kAttentionRowsMax = 256;  // rows per call; callers cut larger tiles
+std::size_t AttentionScratchBytes(int n_rows, int head_dim);
+
+// dst[r] = sum_p e^(max_p - max) out_p[r] / sum_p e^(max_p - max) sum_p[r], as act. Rows (token, head in group) go to
+// dst + token * dst_stride + (kv_head * group + j) * head_dim.
+struct AttentionMergeArgs {
+  const float* const* out;      // [n_parts] of [n_rows, head_dim]
+  const float* const* row_max;  // [n_parts] of [n_rows]
+  const float* const* row_sum;
+  std::int32_t n_parts, n_rows, group, head_dim, kv_head;
+  void* dst;  // act
+  std::int64_t dst_stride;
+};
+
+struct Ops {
+  const char* name;      // "ref" or "cpu"
+  const char* (*isa)();  // e.g. "AVX3_DL", "AVX2", "scalar"
+  int act_bytes;         // 4 (f32) or 2 (bf16)
+  KernelStatus (*embed)(const EmbedArgs&);
+  KernelStatus (*rms_norm)(const RmsNormArgs&);
+  KernelStatus (*linear)(const LinearArgs&);
+  KernelStatus (*swiglu)(const SwiGluArgs&);
+  KernelStatus (*query_prep)(const QueryPrepArgs&);
+  KernelStatus (*kv_write)(const KvWriteArgs&);
+  KernelStatus (*kv_pack)(const KvPackArgs&);
+  KernelStatus (*attention)(const AttentionArgs&);
+  KernelStatus (*attention_merge)(const AttentionMergeArgs&);
+};
+
+const Ops& ReferenceOps();
+const Ops& CpuOps();
+
+}  // namespace zeroc::kernels
