@@ -3,6 +3,7 @@
 #   zeroc_library(zeroc_kv LAYER 3 SOURCES block_pool.cc DEPS zeroc_compression [PUBLIC_LINK xxx] [PRIVATE_LINK yyy])
 #   zeroc_executable(zeroc-decode LAYER 7 SOURCES main.cc DEPS ... [PRIVATE_LINK ...])
 #   zeroc_test(block_pool_test SOURCES block_pool_test.cc DEPS zeroc_kv [LABELS slow] [TIMEOUT 60])
+#   zeroc_fuzzer(plan_fuzz SOURCES plan_fuzz.cc DEPS zeroc_checkpoint)   with ZEROC_BUILD_FUZZERS; into build/fuzz/fuzz
 #   zeroc_benchmark(attention_bench SOURCES attention_bench.cc DEPS zeroc_kernels)
 #
 # DEPS are ZeroC's own targets (checked), *_LINK are packages (one home each, see docs/dependencies.md).
@@ -66,4 +67,16 @@ function(zeroc_benchmark target)
   set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bench)
   target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR})
   target_link_libraries(${target} PRIVATE ${A_DEPS} ${A_PRIVATE_LINK} benchmark::benchmark zeroc_warnings)
+endfunction()
+
+function(zeroc_fuzzer target)
+  if(NOT ZEROC_BUILD_FUZZERS)
+    return()
+  endif()
+  cmake_parse_arguments(A "" "" "SOURCES;DEPS;PRIVATE_LINK" ${ARGN})
+  add_executable(${target} ${A_SOURCES})
+  set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/fuzz)
+  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR})
+  target_link_libraries(${target} PRIVATE ${A_DEPS} ${A_PRIVATE_LINK} zeroc_warnings)
+  target_link_options(${target} PRIVATE -fsanitize=fuzzer)
 endfunction()

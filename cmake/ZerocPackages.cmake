@@ -15,11 +15,11 @@ pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 find_package(Eigen3 REQUIRED CONFIG)
 find_package(nlohmann_json REQUIRED CONFIG)
+find_package(ucx REQUIRED CONFIG)  # beside the services, so that the transport is tested without gRPC (ThreadSanitizer)
 
 if(ZEROC_BUILD_SERVICES)
   find_package(Protobuf REQUIRED)  # module mode: Debian ships no config package
   find_package(gRPC REQUIRED CONFIG)
-  find_package(ucx REQUIRED CONFIG)
   find_package(prometheus-cpp REQUIRED CONFIG)
   find_package(Boost 1.74 REQUIRED)
   find_package(yaml-cpp REQUIRED CONFIG)

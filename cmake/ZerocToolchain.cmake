@@ -1,4 +1,11 @@
-# Compiler settings shared by every target: warnings, sanitizers, ccache, mold.
+# Compiler settings shared by every target: warnings, sanitizers, fuzzing, ccache, mold.
+
+# The accelerator backend is a promise of the design, not yet code. Asking for it must not pass in silence.
+option(ZEROC_CUDA "Build the CUDA backend (it does not exist yet: ON stops the configure step)" OFF)
+if(ZEROC_CUDA)
+  message(FATAL_ERROR "ZEROC_CUDA=ON: ZeroC has no CUDA backend yet. Use the preset release or cpu; both run on the CPU.")
+endif()
+
 add_library(zeroc_warnings INTERFACE)
 target_compile_options(zeroc_warnings INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Wcast-align
                                                 -Woverloaded-virtual -Wno-missing-field-initializers)
@@ -13,6 +20,15 @@ if(ZEROC_SANITIZE)
   if("undefined" IN_LIST ZEROC_SANITIZE)
     add_compile_options(-fno-sanitize-recover=undefined)
   endif()
+endif()
+
+# Fuzz targets are programs of tests/fuzz with -fsanitize=fuzzer; everything they reach gets coverage counters.
+option(ZEROC_BUILD_FUZZERS "Build the fuzz targets (clang only)" OFF)
+if(ZEROC_BUILD_FUZZERS)
+  if(NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+    message(FATAL_ERROR "ZEROC_BUILD_FUZZERS needs clang (libFuzzer): use the preset fuzz")
+  endif()
+  add_compile_options(-fsanitize=fuzzer-no-link)
 endif()
 
 find_program(ZEROC_CCACHE ccache)

@@ -47,7 +47,7 @@ fi
 # Network settings of the host: sources, proxy and validity options, resolver.
 cp -r /etc/apt/sources.list.d "$root/etc/apt/"
 if [[ -f /etc/apt/sources.list ]]; then cp /etc/apt/sources.list "$root/etc/apt/"; else rm -f "$root/etc/apt/sources.list"; fi
-grep -ls '^Acquire' /etc/apt/apt.conf /etc/apt/apt.conf.d/* | xargs -r cp -t "$root/etc/apt/apt.conf.d/"
+{ grep -ls '^Acquire' /etc/apt/apt.conf /etc/apt/apt.conf.d/* || true; } | xargs -r cp -t "$root/etc/apt/apt.conf.d/"
 cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
 
 rm -rf "$root/src/zeroc"
@@ -58,6 +58,7 @@ proxies=()
 for name in http_proxy https_proxy no_proxy; do
   if [[ ${!name:-} ]]; then proxies+=("$name=${!name}"); fi
 done
+# shellcheck disable=SC2016  # the inner shells expand these
 note "in a bare Debian 12: ${command[*]}"
 # A namespace for mounts and one for processes: nothing mounted or started in there outlives the command.
 unshare --mount --pid --fork --kill-child env -i HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}" \
