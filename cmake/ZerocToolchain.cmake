@@ -3,7 +3,7 @@
 # The accelerator backend is a promise of the design, not yet code. Asking for it must not pass in silence.
 option(ZEROC_CUDA "Build the CUDA backend (it does not exist yet: ON stops the configure step)" OFF)
 if(ZEROC_CUDA)
-  message(FATAL_ERROR "ZEROC_CUDA=ON: ZeroC has no CUDA backend yet. Use the preset release or cpu; both run on the CPU.")
+  message(FATAL_ERROR "ZEROC_CUDA=ON: there is no CUDA backend yet. Use the preset release or cpu.")
 endif()
 
 add_library(zeroc_warnings INTERFACE)

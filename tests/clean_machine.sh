@@ -46,7 +46,8 @@ fi
 
 # Network settings of the host: sources, proxy and validity options, resolver.
 cp -r /etc/apt/sources.list.d "$root/etc/apt/"
-if [[ -f /etc/apt/sources.list ]]; then cp /etc/apt/sources.list "$root/etc/apt/"; else rm -f "$root/etc/apt/sources.list"; fi
+rm -f "$root/etc/apt/sources.list"
+if [[ -f /etc/apt/sources.list ]]; then cp /etc/apt/sources.list "$root/etc/apt/"; fi
 { grep -ls '^Acquire' /etc/apt/apt.conf /etc/apt/apt.conf.d/* || true; } | xargs -r cp -t "$root/etc/apt/apt.conf.d/"
 cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
 
@@ -58,8 +59,8 @@ proxies=()
 for name in http_proxy https_proxy no_proxy; do
   if [[ ${!name:-} ]]; then proxies+=("$name=${!name}"); fi
 done
-# shellcheck disable=SC2016  # the inner shells expand these
 note "in a bare Debian 12: ${command[*]}"
+# shellcheck disable=SC2016  # the inner shells expand these
 # A namespace for mounts and one for processes: nothing mounted or started in there outlives the command.
 unshare --mount --pid --fork --kill-child env -i HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}" \
   PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "${proxies[@]}" bash -c '
