@@ -20,9 +20,7 @@ inline constexpr int kMaxHeadDim = 256;
 
 // Code widths: 32 (f32, reference engine only, never on the wire), 16 (bf16), and quantised 8, 4, 3, 2, 1.
 // 0 bits: the coordinates are dropped and occupy nothing.
-constexpr bool IsValidBits(int bits) {
-  return bits == 32 || bits == 16 || bits == 8 || (bits >= 0 && bits <= 4);
-}
+constexpr bool IsValidBits(int bits) { return bits == 32 || bits == 16 || bits == 8 || (bits >= 0 && bits <= 4); }
 constexpr bool IsQuantised(int bits) { return bits >= 1 && bits <= 8; }
 constexpr int TileBytes(int bits) { return 32 * bits; }
 

@@ -87,8 +87,8 @@ struct KvWriteArgs {
   std::int32_t first_pos, n_tokens;
   std::int32_t kv_head_begin, kv_head_end;
   RopeRows rope;
-  const float* k_map;            // B [n_kv_heads, head_dim, head_dim] row-major, or null
-  const KvBlockLayout* layout;   // one run of 16 or 32 bits on both sides, n_tokens = 64
+  const float* k_map;           // B [n_kv_heads, head_dim, head_dim] row-major, or null
+  const KvBlockLayout* layout;  // one run of 16 or 32 bits on both sides, n_tokens = 64
   std::uint8_t* const* blocks;
 };
 

@@ -1,0 +1,108 @@
+#include "kernels/checks.h"
+
+#include <algorithm>
+
+namespace zeroc::kernels {
+namespace {
+
+bool IsHeadDim(int head_dim) { return head_dim >= kTileDepth && head_dim <= kMaxHeadDim && head_dim % kTileDepth == 0; }
+
+bool IsRange(int begin, int end, int size) { return 0 <= begin && begin <= end && end <= size; }
+
+// cos and sin come together, or neither.
+bool IsRope(const RopeRows& rope) { return (rope.cos == nullptr) == (rope.sin == nullptr); }
+
+// One run of 16 or 32 bits on both sides.
+bool IsExactLayout(const KvBlockLayout* layout) {
+  if (layout == nullptr || layout->k.n_runs != 1 || layout->v.n_runs != 1) return false;
+  const int k_bits = layout->k.runs[0].bits;
+  const int v_bits = layout->v.runs[0].bits;
+  return (k_bits == 16 || k_bits == 32) && (v_bits == 16 || v_bits == 32) && IsHeadDim(layout->head_dim);
+}
+
+}  // namespace
+
+bool IsGood(const EmbedArgs& a) {
+  return a.n_rows >= 0 && a.hidden >= 1 &&
+         (a.n_rows == 0 || (a.table != nullptr && a.ids != nullptr && a.out != nullptr));
+}
+
+bool IsGood(const RmsNormArgs& a) {
+  return a.n_rows >= 0 && a.hidden >= 1 && a.eps >= 0.0f &&
+         (a.n_rows == 0 || (a.x != nullptr && a.gain != nullptr && a.out != nullptr));
+}
+
+bool IsGood(const LinearArgs& a) {
+  if (a.n_rows < 0 || a.k < 1 || a.n_out < 1 || a.y_stride < a.n_out) return false;
+  if (a.out_begin < 0 || a.out_begin > a.out_end || a.out_end > a.n_out) return false;
+  return a.n_rows == 0 || (a.x != nullptr && a.w != nullptr && a.y != nullptr);
+}
+
+bool IsGood(const SwiGluArgs& a) {
+  return a.n_rows >= 0 && a.width >= 1 && a.stride >= a.width &&
+         (a.n_rows == 0 || (a.gate != nullptr && a.up != nullptr && a.out != nullptr));
+}
+
+bool IsGood(const QueryPrepArgs& a) {
+  if (a.n_tokens < 0 || !IsHeadDim(a.head_dim) || a.n_kv_heads < 1 || a.n_heads < a.n_kv_heads) return false;
+  if (a.n_heads % a.n_kv_heads != 0 || a.q_stride < std::int64_t{a.n_heads} * a.head_dim) return false;
+  if (!IsRange(a.kv_head_begin, a.kv_head_end, a.n_kv_heads) || !IsRope(a.rope)) return false;
+  return a.n_tokens == 0 || (a.q != nullptr && a.out != nullptr);
+}
+
+bool IsGood(const KvWriteArgs& a) {
+  if (!IsExactLayout(a.layout) || a.layout->n_tokens != kBlockTokens || a.n_tokens < 0 || a.first_pos < 0) return false;
+  if (a.kv_stride < std::int64_t{a.layout->n_kv_heads} * a.layout->head_dim) return false;
+  if (!IsRange(a.kv_head_begin, a.kv_head_end, a.layout->n_kv_heads) || !IsRope(a.rope)) return false;
+  return a.n_tokens == 0 || (a.k != nullptr && a.v != nullptr && a.blocks != nullptr);
+}
+
+bool IsGood(const KvPackArgs& a) {
+  if (!IsExactLayout(a.exact_layout) || a.packed_layout == nullptr || a.exact == nullptr || a.packed == nullptr) {
+    return false;
+  }
+  const KvBlockLayout& from = *a.exact_layout;
+  const KvBlockLayout& to = *a.packed_layout;
+  return from.n_kv_heads == to.n_kv_heads && from.head_dim == to.head_dim && from.n_tokens == kBlockTokens &&
+         to.n_tokens <= from.n_tokens && IsRange(a.kv_head_begin, a.kv_head_end, to.n_kv_heads);
+}
+
+bool IsGood(const AttentionArgs& a) {
+  if (!IsHeadDim(a.head_dim) || a.n_rows < 1 || a.n_rows > kAttentionRowsMax || a.group < 1 || a.kv_head < 0) {
+    return false;
+  }
+  if (a.q == nullptr || a.out == nullptr || a.row_max == nullptr || a.row_sum == nullptr || a.n_segments < 0) {
+    return false;
+  }
+  if (a.first_query_pos < 0 || (a.n_segments > 0 && a.segments == nullptr)) return false;
+  for (int i = 0; i < a.n_segments; ++i) {
+    const KvSegment& segment = a.segments[i];
+    if (segment.n_blocks < 0 || (segment.n_blocks > 0 && segment.blocks == nullptr)) return false;
+    if (segment.layout == nullptr || segment.layout->head_dim != a.head_dim) return false;
+    if (a.kv_head >= segment.layout->n_kv_heads || segment.first_pos < 0) return false;
+  }
+  return true;
+}
+
+bool IsGood(const AttentionMergeArgs& a) {
+  if (!IsHeadDim(a.head_dim) || a.n_parts < 1 || a.n_rows < 0 || a.group < 1 || a.kv_head < 0) return false;
+  if (a.n_rows % a.group != 0) return false;
+  if (a.dst_stride < (std::int64_t{a.kv_head} + 1) * a.group * a.head_dim && a.n_rows > a.group) return false;
+  return a.n_rows == 0 || (a.out != nullptr && a.row_max != nullptr && a.row_sum != nullptr && a.dst != nullptr);
+}
+
+TokenSpan SegmentSpan(const KvSegment& segment) {
+  const std::int64_t n_tokens = std::int64_t{segment.n_blocks} * segment.layout->n_tokens;
+  const std::int64_t begin = std::int64_t{segment.begin_pos} - segment.first_pos;
+  const std::int64_t end = std::int64_t{segment.end_pos} - segment.first_pos;
+  return {static_cast<std::int32_t>(std::clamp<std::int64_t>(begin, 0, n_tokens)),
+          static_cast<std::int32_t>(std::clamp<std::int64_t>(end, 0, n_tokens))};
+}
+
+TokenSpan RowSpan(const AttentionArgs& args, const KvSegment& segment, int row) {
+  const TokenSpan span = SegmentSpan(segment);
+  const std::int32_t seen = args.first_query_pos + row / args.group + 1 - segment.first_pos;
+  return {span.begin, std::clamp(seen, std::min(span.begin, span.end), span.end)};
+}
+
+}  // namespace zeroc::kernels

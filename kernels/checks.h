@@ -1,0 +1,28 @@
+// Shape checks that every backend runs before it touches memory: null pointers, sizes, strides, ranges, layouts.
+// True means that the op may run; false that it returns kBadShape. Any thread; reads only the structs themselves.
+#pragma once
+
+#include "kernels/ops.h"
+
+namespace zeroc::kernels {
+
+bool IsGood(const EmbedArgs& args);
+bool IsGood(const RmsNormArgs& args);
+bool IsGood(const LinearArgs& args);
+bool IsGood(const SwiGluArgs& args);
+bool IsGood(const QueryPrepArgs& args);
+bool IsGood(const KvWriteArgs& args);
+bool IsGood(const KvPackArgs& args);
+bool IsGood(const AttentionArgs& args);
+bool IsGood(const AttentionMergeArgs& args);
+
+// Tokens of one segment that a row may see: [begin, end) as token indices from the start of blocks[0].
+struct TokenSpan {
+  std::int32_t begin;
+  std::int32_t end;
+};
+// The segment's own window, cut to its blocks; then the causal limit of `row`.
+TokenSpan SegmentSpan(const KvSegment& segment);
+TokenSpan RowSpan(const AttentionArgs& args, const KvSegment& segment, int row);
+
+}  // namespace zeroc::kernels
