@@ -31,3 +31,34 @@ build_jobs() {
   local jobs=$((mem_gib / 2 < cores ? mem_gib / 2 : cores))
   echo $((jobs > 0 ? jobs : 1))
 }
+
+# Prints N TCP ports that nothing on this machine uses now, one a line. They lie below the range from which the kernel
+# takes ports for outgoing connections, so that nothing takes them by chance before they are bound.
+free_ports() {
+  local used port count=0 tries
+  used=" $(awk 'FNR > 1 { split($2, a, ":"); print a[2] }' /proc/net/tcp /proc/net/tcp6 2>/dev/null | tr '\n' ' ') "
+  for ((tries = 0; tries < 10000 && count < $1; tries++)); do
+    port=$((20000 + (RANDOM * 32768 + RANDOM) % 12000))
+    if [[ $used == *" $(printf '%04X' $port) "* ]]; then continue; fi
+    used+="$(printf '%04X' $port) "
+    echo $port
+    count=$((count + 1))
+  done
+  ((count == $1)) || die "found no $1 free TCP ports"
+}
+
+# Ends the given processes: SIGTERM to all, at most 10 seconds to drain, then SIGKILL.
+stop_pids() {
+  local pid tries=0
+  kill -TERM "$@" 2>/dev/null || true
+  for pid in "$@"; do
+    while kill -0 "$pid" 2>/dev/null; do
+      if ((++tries > 100)); then
+        warn "process $pid did not end on SIGTERM within 10 s: SIGKILL"
+        kill -KILL "$pid" 2>/dev/null || true
+        break
+      fi
+      sleep 0.1
+    done
+  done
+}
