@@ -1,0 +1,59 @@
+// Turns logits into tokens. Random numbers are indexed by (seed, token position), so a request that is replayed on another
+// worker draws the same ones. One Sampler per request; not thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "libzeroc/base/status.h"
+
+namespace zeroc {
+
+// Defaults leave the distribution as the model gives it. Applied in this order, as vLLM does: logit_bias, repetition
+// penalty, presence and frequency penalties, temperature, min_p, top_k, top_p.
+struct SamplingParams {
+  int max_tokens = 16;              // >= 1
+  float temperature = 1.0f;         // 0: greedy; [0, 2]
+  float top_p = 1.0f;               // (0, 1]
+  int top_k = 0;                    // 0: off
+  float min_p = 0.0f;               // [0, 1], relative to the most likely token
+  float repetition_penalty = 1.0f;  // > 0; divides positive and multiplies negative logits of tokens seen (prompt too)
+  float presence_penalty = 0.0f;    // [-2, 2], generated tokens only
+  float frequency_penalty = 0.0f;   // [-2, 2], generated tokens only
+  std::uint64_t seed = 0;
+  int logprobs = -1;                // -1: none; n: of the sampled token and the n best (0 to 20)
+  std::vector<std::pair<std::int32_t, float>> logit_bias;
+  std::vector<std::int32_t> stop_ids;
+  bool ignore_eos = false;
+
+  // kInvalidArgument naming the field.
+  Status Validate(std::int64_t vocab_size) const;
+};
+
+struct SampledToken {
+  std::int32_t id = 0;
+  float logprob = 0;                                    // natural log under the unmodified model distribution
+  std::vector<std::pair<std::int32_t, float>> top;      // best first, SamplingParams::logprobs entries
+};
+
+class Sampler {
+ public:
+  // prompt matters only to repetition_penalty.
+  Sampler(const SamplingParams& params, std::span<const std::int32_t> prompt);
+
+  // position: of the token being drawn (prompt length for the first). Does not record it: call Accept.
+  SampledToken Sample(std::span<const float> logits, int position) const;
+
+  // Records a token as generated, drawn here or elsewhere (the first token of a handed-off request).
+  void Accept(std::int32_t id);
+
+ private:
+  SamplingParams params_;
+  std::unordered_map<std::int32_t, int> generated_;  // id -> times
+  std::unordered_map<std::int32_t, bool> seen_;      // prompt and generated, only for repetition_penalty
+};
+
+}  // namespace zeroc

@@ -1,0 +1,75 @@
+// Blocks of any size out of one arena: the memory that prefill packs into, that decode attends to, and that the wire fills.
+//
+// The arena is cut into slabs of one size; a slab serves blocks of one byte size while any of them is in use and returns to
+// the common stock with the last, so that profiles with different block sizes share memory without a split fixed at start.
+// Blocks of one call lie side by side where they can, which lets transfers coalesce.
+//
+// Not thread-safe: the engine's step loop owns it. The arena outlives the pool. Blocks are 64-byte aligned.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <vector>
+
+#include "libzeroc/base/status.h"
+
+namespace zeroc {
+
+// A block's place in the arena, in units of 64 bytes: small, comparable, and meaningful to a remote writer.
+struct BlockRef {
+  static constexpr std::uint32_t kNone = 0xffffffffu;
+  std::uint32_t unit = kNone;
+
+  bool valid() const { return unit != kNone; }
+  std::uint64_t offset() const { return std::uint64_t{unit} * 64; }
+  friend bool operator==(const BlockRef&, const BlockRef&) = default;
+};
+
+class BlockPool {
+ public:
+  struct Usage {
+    std::uint64_t bytes_total = 0;      // slabs' bytes
+    std::uint64_t bytes_used = 0;       // blocks in use
+    std::uint64_t bytes_reclaimable = 0;  // free slabs, which any block size can take
+    std::uint64_t n_blocks_used = 0;
+  };
+
+  // kInvalidArgument if the arena holds not one slab, is misaligned (64 bytes) or too large for BlockRef (256 GiB).
+  static Result<std::unique_ptr<BlockPool>> Create(std::span<std::byte> arena, std::size_t slab_bytes);
+
+  // Appends n blocks of block_bytes (a multiple of 64, at most slab_bytes) to *out, all or none.
+  // kResourceExhausted when they do not fit; kInvalidArgument for a bad size.
+  Status Allocate(std::size_t block_bytes, std::size_t n, std::vector<BlockRef>* out);
+
+  // A ref that is not in use is a bug and is checked.
+  void Release(BlockRef ref);
+
+  std::byte* Data(BlockRef ref) const { return arena_.data() + ref.offset(); }
+  std::size_t slab_bytes() const { return slab_bytes_; }
+  Usage usage() const;
+
+ private:
+  struct Slab {
+    std::size_t block_bytes = 0;      // 0: in the common stock
+    std::vector<bool> in_use;         // [slab_bytes / block_bytes]
+    std::size_t n_used = 0;
+    std::size_t first_free_hint = 0;  // no free block lies before it
+  };
+
+  BlockPool(std::span<std::byte> arena, std::size_t slab_bytes);
+  bool TakeFromSlab(std::size_t slab_idx, std::size_t* n_wanted, std::vector<BlockRef>* out);
+
+  std::span<std::byte> arena_;
+  std::size_t slab_bytes_;
+  std::vector<Slab> slabs_;
+  std::set<std::size_t> free_slabs_;                             // lowest first: keeps the arena's tail untouched
+  std::map<std::size_t, std::set<std::size_t>> partial_slabs_;  // by block size: slabs with room
+  std::uint64_t bytes_used_ = 0;
+  std::uint64_t n_blocks_used_ = 0;
+};
+
+}  // namespace zeroc

@@ -1,0 +1,51 @@
+// What one profile makes of one model's KV cache: block layouts per layer, windows, and the maps into packed coordinates.
+//
+// Made once per profile and shared, read-only, by every sequence that uses it. Two workers may exchange blocks exactly when
+// model fingerprint, plan id and layout_hash agree.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/kv_block.h"
+#include "libzeroc/base/status.h"
+
+namespace zeroc {
+
+struct ModelConfig;
+struct Profile;
+class Plan;
+
+struct KvFormat {
+  std::string profile;
+  int n_layers = 0;
+  int n_kv_heads = 0;
+  int head_dim = 0;
+  int sink_tokens = 0;
+  int recent_tokens = 0;
+  bool packs = false;  // false: every block stays exact (profile bf16, method none)
+
+  kernels::KvBlockLayout exact;                // 64 tokens, one 16-bit run (32-bit for the reference engine)
+  kernels::KvBlockLayout sink;                 // 16 tokens, as exact
+  std::vector<kernels::KvBlockLayout> packed;  // [n_layers], empty unless packs
+
+  // Maps of the profile, its Hadamard rotation included; empty for the identity.
+  std::vector<std::vector<float>> k_map;  // [n_layers][n_kv_heads, head_dim, head_dim], k' = B^T k
+  std::vector<std::vector<float>> q_map;  // likewise, q' = A^T q
+
+  std::uint64_t layout_hash = 0;
+
+  // Logical blocks that the query at query_pos sees packed.
+  int PackedBlocksAt(int query_pos) const;
+
+  // Without a plan nothing is packed (method none). exact_bits is 16, or 32 for the reference engine.
+  static Result<std::shared_ptr<const KvFormat>> Uncompressed(const ModelConfig& config, int exact_bits);
+
+  // kNotFound for a profile that the plan does not have; kFailedPrecondition if the plan's shape is not the model's.
+  static Result<std::shared_ptr<const KvFormat>> FromPlan(const ModelConfig& config, const Plan& plan,
+                                                          const std::string& profile, int exact_bits);
+};
+
+}  // namespace zeroc

@@ -1,0 +1,70 @@
+// The forward pass of Llama-family models over paged, partly packed KV caches: prefill chunks and decode steps alike.
+//
+// One call takes any number of sequences, each with some new tokens and its own KvFormat, so a batch may mix profiles.
+// Weights are read where the checkpoint maps them; only the folded value and output weights of a plan are copies.
+// Not thread-safe: one step loop calls Forward; the work is spread over the given thread pool.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "kernels/ops.h"
+#include "libzeroc/base/status.h"
+#include "libzeroc/base/thread_pool.h"
+#include "libzeroc/checkpoint/checkpoint.h"
+#include "libzeroc/compression/moments.h"
+#include "libzeroc/compression/plan.h"
+#include "libzeroc/kv/sequence_kv.h"
+
+namespace zeroc {
+
+struct ForwardSequence {
+  SequenceKv* kv = nullptr;              // between steps; takes the tokens at positions n_tokens() ..
+  std::span<const std::int32_t> tokens;  // at least one, ids in [0, vocab_size)
+  int n_logits = 0;                      // logits wanted for the last n_logits tokens
+};
+
+// What a caller may watch while a step runs. Called on the thread that called Forward.
+class ForwardObserver {
+ public:
+  virtual ~ForwardObserver() = default;
+
+  // Layer `layer` of every sequence of the batch is written and, where due, packed: its blocks may travel.
+  virtual void OnLayerWritten(int /*layer*/) {}
+
+  // Calibration: post-RoPE queries and keys and unmapped values of one sequence, float32. Off by default (it costs time).
+  virtual bool WantsProjections() const { return false; }
+  virtual void OnProjections(int /*layer*/, int /*first_pos*/, int /*n_tokens*/, const HeadRows& /*q*/,
+                             const HeadRows& /*k*/, const HeadRows& /*v*/) {}
+};
+
+class LlamaModel {
+ public:
+  // With a plan, W_V and W_O are folded (exact up to one rounding) and every profile of the plan can be served; without
+  // one only KvFormat::Uncompressed. kInvalidArgument / kNotFound for missing or misshapen tensors, named.
+  static Result<std::unique_ptr<LlamaModel>> Open(std::shared_ptr<const Checkpoint> checkpoint,
+                                                  std::shared_ptr<const Plan> plan, const kernels::Ops& ops,
+                                                  ThreadPool& threads);
+  ~LlamaModel();
+
+  const ModelConfig& config() const;
+  const Checkpoint& checkpoint() const;
+  const Plan* plan() const;  // null without one
+  const kernels::Ops& ops() const;
+
+  // The format of a profile for this model's engine; "none" without a plan. Cached.
+  Result<std::shared_ptr<const KvFormat>> Format(const std::string& profile);
+
+  // Runs one step of every sequence (BeginStep .. EndStep are done here) and writes logits [sum of n_logits, vocab_size]
+  // in sequence order. Ids out of range are kInvalidArgument and nothing is changed.
+  Status Forward(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer = nullptr);
+
+ private:
+  struct Impl;
+  explicit LlamaModel(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace zeroc
