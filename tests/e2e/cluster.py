@@ -1,0 +1,271 @@
+"""A ZeroC cluster of real processes on loopback, for end-to-end tests. Standard library only.
+
+    with Cluster() as cluster:
+        cluster.wait_ready()
+        body = cluster.complete("Everyone is permitted to", max_tokens=8)
+
+Environment: ZEROC_BIN_DIR (folder of the programs), ZEROC_MODEL_DIR (default models/zeroc-demo),
+ZEROC_TEST_TIME_SCALE (every bound is multiplied by it; sanitizer builds are slower).
+Not thread-safe. Leaving the `with` block ends every process, whatever happened; logs of a failed test are kept.
+"""
+
+import http.client
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BIN_DIR = pathlib.Path(os.environ.get("ZEROC_BIN_DIR", ROOT / "build/release/bin"))
+MODEL_DIR = pathlib.Path(os.environ.get("ZEROC_MODEL_DIR", ROOT / "models/zeroc-demo"))
+TIME_SCALE = float(os.environ.get("ZEROC_TEST_TIME_SCALE", "1"))
+
+START_S = 30 * TIME_SCALE  # load the demo model, connect, register
+REQUEST_S = 60 * TIME_SCALE  # one request of a few thousand tokens
+SETTLE_S = 10 * TIME_SCALE  # a lost peer is noticed, blocks are back
+EXIT_S = 15 * TIME_SCALE  # drain after SIGTERM
+
+_ports_given = set()
+
+
+def free_port():
+    """A loopback TCP port that is free now. Never given twice, so that a test cannot collide with itself."""
+    for _ in range(100):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port not in _ports_given:
+            _ports_given.add(port)
+            return port
+    raise RuntimeError("found no free TCP port")
+
+
+def wait_until(condition, timeout_s, what):
+    """Returns the first true value of condition(). Fails naming `what` and the last value after timeout_s."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:.0f} s: {what} (last value: {value!r})")
+        time.sleep(0.05)
+
+
+def http_request(port, method, path, body=None, timeout_s=REQUEST_S):
+    """Returns (status, headers, text). `body` is bytes, or an object that is sent as JSON."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    try:
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method, path, body=data, headers={"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.headers, response.read().decode()
+    finally:
+        connection.close()
+
+
+SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)")
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+def parse_metrics(text):
+    """A Prometheus text page as a list of (name, labels, value)."""
+    samples = []
+    for line in text.splitlines():
+        match = SAMPLE.match(line)
+        if match:
+            samples.append((match.group(1), dict(LABEL.findall(match.group(2) or "")), float(match.group(3))))
+    return samples
+
+
+class Process:
+    """One of our programs. Its output goes to a log file; it leads a process group of its own."""
+
+    def __init__(self, program, args, log_dir):
+        self.program = program
+        self.log_path = pathlib.Path(log_dir) / f"{program}-{time.monotonic_ns()}.log"
+        with open(self.log_path, "wb") as log:
+            self.popen = subprocess.Popen([BIN_DIR / program, *map(str, args)], stdin=subprocess.DEVNULL, stdout=log,
+                                          stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
+
+    def log(self):
+        return self.log_path.read_text(errors="replace")
+
+    def signal(self, number):
+        self.popen.send_signal(number)
+
+    def kill(self):
+        """SIGKILL, and waits until the process is gone."""
+        self.popen.kill()
+        self.popen.wait(SETTLE_S)
+
+    def wait_exit(self, timeout_s=START_S):
+        """The exit code; fails with the log when the process does not end."""
+        try:
+            return self.popen.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            message = f"{self.program} did not end within {timeout_s:.0f} s:\n{self.log()[-2000:]}"
+            raise AssertionError(message) from None
+
+    def end(self):
+        """SIGTERM, bounded wait, SIGKILL. Returns the exit code, or None when it had to be killed."""
+        if self.popen.poll() is not None:
+            return self.popen.returncode
+        self.popen.send_signal(signal.SIGCONT)  # a stopped process cannot drain
+        self.popen.terminate()
+        try:
+            return self.popen.wait(EXIT_S)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+            return None
+
+
+class Service(Process):
+    """zeroc-router, zeroc-prefill or zeroc-decode with a gRPC and an HTTP port."""
+
+    def __init__(self, program, args, log_dir):
+        self.grpc_port, self.http_port = free_port(), free_port()
+        super().__init__(program, ["--grpc-listen", f"127.0.0.1:{self.grpc_port}",
+                                   "--http-listen", f"127.0.0.1:{self.http_port}", *args], log_dir)
+
+    def status(self, path):
+        """HTTP status of a GET, or None while nobody answers."""
+        try:
+            return http_request(self.http_port, "GET", path, timeout_s=5)[0]
+        except OSError:
+            return None
+
+    def wait_ready(self, timeout_s=START_S):
+        def ready():
+            if self.popen.poll() is not None:
+                raise AssertionError(f"{self.program} ended with {self.popen.returncode}:\n{self.log()[-2000:]}")
+            return self.status("/readyz") == 200
+
+        wait_until(ready, timeout_s, f"{self.program} is ready; log:\n{self.log()[-2000:]}")
+
+    def metrics(self):
+        status, _, text = http_request(self.http_port, "GET", "/metrics", timeout_s=SETTLE_S)
+        if status != 200:
+            raise AssertionError(f"{self.program}: /metrics answered {status}")
+        return parse_metrics(text)
+
+    def metric(self, name, **labels):
+        """Sum of the samples of `name` whose labels include `labels`. Fails when there is none."""
+        values = [v for n, have, v in self.metrics() if n == name and labels.items() <= have.items()]
+        if not values:
+            raise AssertionError(f"{self.program}: no metric {name}{labels}")
+        return sum(values)
+
+    def used_blocks(self):
+        return self.metric("zeroc_kv_blocks", state="used")
+
+
+class Stream:
+    """A streamed completion. `events` grows as events() is walked; `done` tells whether [DONE] came."""
+
+    def __init__(self, port, body):
+        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_S)
+        self.connection.request("POST", "/v1/completions", body=json.dumps(body),
+                                headers={"Content-Type": "application/json"})
+        self.response = self.connection.getresponse()
+        self.status = self.response.status
+        self.done = False
+
+    def events(self):
+        """Yields the JSON of every event up to [DONE] or the end of the stream."""
+        while True:
+            line = self.response.readline()
+            if not line:
+                return
+            if not line.startswith(b"data:"):
+                continue
+            data = line[len(b"data:"):].strip()
+            if data == b"[DONE]":
+                self.done = True
+                return
+            yield json.loads(data)
+
+    def close(self):
+        """Cuts the connection as a client that went away does."""
+        self.response.close()
+        self.connection.close()
+
+
+def text_of(events):
+    return "".join(choice["text"] for event in events for choice in event.get("choices", []))
+
+
+class Cluster:
+    """A router, and as many workers as asked for. Flags given as router_args and so on come after the usual ones."""
+
+    def __init__(self, n_decode=1, n_prefill=1, router_args=(), decode_args=(), prefill_args=()):
+        self.log_dir = tempfile.mkdtemp(prefix="zeroc-e2e-")
+        self.processes = []
+        self.decode, self.prefill = [], []
+        self.decode_args, self.prefill_args = decode_args, prefill_args
+        try:
+            self.router = self._start("zeroc-router", ["--model", MODEL_DIR, *router_args])
+            for _ in range(n_decode):
+                self.start_decode()
+            for _ in range(n_prefill):
+                self.start_prefill()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def _start(self, program, args):
+        service = Service(program, args, self.log_dir)
+        self.processes.append(service)
+        return service
+
+    def _worker_args(self):
+        return ["--model", MODEL_DIR, "--router", f"127.0.0.1:{self.router.grpc_port}", "--kv-memory-mib", 64,
+                "--threads", 1]
+
+    def start_decode(self):
+        self.decode.append(self._start("zeroc-decode", [*self._worker_args(), *self.decode_args]))
+        return self.decode[-1]
+
+    def start_prefill(self):
+        self.prefill.append(self._start("zeroc-prefill", [*self._worker_args(), *self.prefill_args]))
+        return self.prefill[-1]
+
+    def wait_ready(self):
+        for service in [*self.decode, *self.prefill, self.router]:
+            service.wait_ready()
+
+    def complete(self, prompt, expect_status=200, **fields):
+        """POST /v1/completions without streaming; the parsed body. Greedy unless told otherwise."""
+        body = {"model": "zeroc-demo", "prompt": prompt, "temperature": 0, **fields}
+        status, _, text = http_request(self.router.http_port, "POST", "/v1/completions", body)
+        if status != expect_status:
+            raise AssertionError(f"/v1/completions answered {status}, not {expect_status}: {text[:1000]}")
+        return json.loads(text)
+
+    def stream(self, prompt, **fields):
+        return Stream(self.router.http_port,
+                      {"model": "zeroc-demo", "prompt": prompt, "temperature": 0, "stream": True, **fields})
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, exc_type, exc, traceback):
+        # SIGTERM to all before waiting for any: workers that lose their router drain at the same time.
+        for process in self.processes:
+            if process.popen.poll() is None:
+                process.popen.send_signal(signal.SIGCONT)
+                process.popen.terminate()
+        for process in self.processes:
+            process.end()
+        if exc_type is None:
+            shutil.rmtree(self.log_dir, ignore_errors=True)
+        else:
+            for process in self.processes:
+                print(f"--- {process.program} ({process.log_path})\n{process.log()[-3000:]}")
