@@ -12,6 +12,9 @@ define_property(TARGET PROPERTY ZEROC_LAYER BRIEF_DOCS "layer number" FULL_DOCS 
 
 function(zeroc_check_layer target layer)
   foreach(dep IN LISTS ARGN)
+    if(NOT TARGET ${dep})
+      message(FATAL_ERROR "${target}: there is no target ${dep} (a lower layer that comes earlier in CMakeLists.txt)")
+    endif()
     get_target_property(dep_layer ${dep} ZEROC_LAYER)
     if(dep_layer STREQUAL "dep_layer-NOTFOUND")
       message(FATAL_ERROR "${target}: dependency ${dep} states no layer")
