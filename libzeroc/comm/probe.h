@@ -17,7 +17,7 @@ class TransportProbe {
     std::uint64_t messages_sent = 0;
     std::uint64_t messages_received = 0;
     std::uint64_t messages_rejected = 0;  // unknown type or malformed payload
-    std::uint64_t frames_malformed = 0;   // foreign frames dropped before they meant anything
+    std::uint64_t frames_dropped = 0;     // foreign frames that were malformed or of a connection that is gone
     std::uint64_t peers_failed = 0;       // connections ended by anything but a local Close
   };
 
@@ -31,7 +31,7 @@ class TransportProbe {
   void CountMessageSent() { Add(messages_sent_, 1); }
   void CountMessageReceived() { Add(messages_received_, 1); }
   void CountMessageRejected() { Add(messages_rejected_, 1); }
-  void CountFrameMalformed() { Add(frames_malformed_, 1); }
+  void CountFrameDropped() { Add(frames_dropped_, 1); }
   void CountPeerFailed() { Add(peers_failed_, 1); }
 
   // The fields are read one by one: consistent each, not together.
@@ -39,7 +39,7 @@ class TransportProbe {
     const auto get = [](const Counter& counter) { return counter.load(std::memory_order_relaxed); };
     return {get(bytes_written_),     get(bytes_received_), get(pieces_sent_),
             get(pieces_received_),   get(pieces_rejected_), get(messages_sent_),
-            get(messages_received_), get(messages_rejected_), get(frames_malformed_),
+            get(messages_received_), get(messages_rejected_), get(frames_dropped_),
             get(peers_failed_)};
   }
 
@@ -48,7 +48,7 @@ class TransportProbe {
   static void Add(Counter& counter, std::uint64_t n) { counter.fetch_add(n, std::memory_order_relaxed); }
 
   Counter bytes_written_{0}, bytes_received_{0}, pieces_sent_{0}, pieces_received_{0}, pieces_rejected_{0};
-  Counter messages_sent_{0}, messages_received_{0}, messages_rejected_{0}, frames_malformed_{0}, peers_failed_{0};
+  Counter messages_sent_{0}, messages_received_{0}, messages_rejected_{0}, frames_dropped_{0}, peers_failed_{0};
 };
 
 }  // namespace zeroc

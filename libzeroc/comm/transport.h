@@ -30,7 +30,6 @@
 #include <functional>
 #include <span>
 #include <string>
-#include <string_view>
 
 #include "libzeroc/base/status.h"
 #include "libzeroc/comm/probe.h"
@@ -73,11 +72,22 @@ struct PeerInfo {
   std::string description;  // "am over tcp (lo)", "put over posix+cma"
 };
 
+// Common to every implementation; out of range is kInvalidArgument when the transport is created.
+struct TransportOptions {
+  std::string name = "worker";         // told to the peers we connect to; at most kPeerNameBytesMax
+  std::uint64_t piece_bytes = 1 << 20; // 4 KiB to 64 MiB; writes are cut into pieces of this size (limits of UCX 1.13 on TCP)
+  int pieces_in_flight_max = 8;        // 1 to 1024, per peer; 8 MiB cover 10 GB/s at 0.8 ms
+  int connect_timeout_ms = 10'000;     // 1 to 600 000
+  int close_timeout_ms = 2'000;        // 1 to 60 000
+  int peers_max = 1'024;               // 1 to 65 536, both directions together
+};
+Status ValidateTransportOptions(const TransportOptions& options);
+
 // Cumulative; measured bandwidth over an interval is the quotient of two differences.
 struct PeerStats {
   std::uint64_t bytes_written = 0;      // acknowledged (kActiveMessage) or complete at the sender (kPut)
   double busy_seconds = 0;              // time with at least one write under way
-  double min_round_trip_seconds = 0;    // 0 until one was measured
+  double round_trip_seconds = 0;         // of a ping when the connection came up; 0 until then, and for incoming peers
   double BytesPerSecond() const { return busy_seconds > 0 ? static_cast<double>(bytes_written) / busy_seconds : 0; }
 };
 
@@ -116,8 +126,9 @@ class Transport {
 
   virtual ~Transport() = default;  // fails what is pending with kCancelled, tells the peers, bounded
 
-  // Allocates the arena in memory that local peers can map, so that kPut is possible on shared memory; zeroed. Owned by the
-  // transport. Once, before the address is published. kFailedPrecondition if there is an arena, kResourceExhausted.
+  // Allocates the arena in memory that local peers can map, so that kPut is possible on shared memory. Owned by the
+  // transport. Once, before the address is published, not from a callback. kFailedPrecondition if there is an arena,
+  // kResourceExhausted.
   virtual Result<std::span<std::byte>> AllocateArena(std::uint64_t bytes) = 0;
 
   // Registers the caller's memory (device memory, huge pages), which must outlive the transport. Else as AllocateArena.

@@ -1,0 +1,388 @@
+#include "libzeroc/comm/ucx/ucx_wire.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "libzeroc/base/check.h"
+#include "libzeroc/comm/ucx/ucx_envelope.h"
+#include "libzeroc/comm/ucx/ucx_lanes.h"
+
+namespace zeroc {
+namespace {
+
+constexpr unsigned kAmId = 7;             // one id; our header says the rest
+constexpr int kProgressMax = 64;          // UCX progress calls in a row before commands get their turn
+constexpr int kClosingPollMs = 1;
+constexpr int kIdlePollMs = 200;          // while peers exist: lets keep-alive run even if UCX's timer does not wake us
+constexpr std::size_t kDeferredHellosMax = 1024;
+
+Status FromUcs(ucs_status_t status, const std::string& what) {
+  const std::string message = "ucx: " + what + ": " + ucs_status_string(status);
+  switch (status) {
+    case UCS_ERR_NO_MEMORY:
+    case UCS_ERR_NO_RESOURCE:
+    case UCS_ERR_EXCEEDS_LIMIT:
+      return ResourceExhausted(message);
+    case UCS_ERR_INVALID_PARAM:
+    case UCS_ERR_INVALID_ADDR:
+      return InvalidArgument(message);
+    case UCS_ERR_CANCELED:
+      return Cancelled(message);
+    default:
+      return Unavailable(message);
+  }
+}
+
+}  // namespace
+
+struct UcxWire::Link {
+  UcxWire* wire = nullptr;
+  PeerId peer = PeerId::kNone;
+  ucp_ep_h ep = nullptr;
+  ucp_rkey_h rkey = nullptr;
+  std::uint64_t remote_base = 0;
+  bool failed = false;
+  std::unordered_set<Request*> requests;
+  // closing
+  void* close_request = nullptr;
+  bool close_started = false;
+  double close_deadline = 0;
+  Done closed;
+};
+
+struct UcxWire::Request {
+  Link* link = nullptr;
+  Done done;                // empty: already answered, the link was abandoned
+  FrameHeaderBytes header;  // UCX 1.13 reads it until the request is over
+};
+
+struct UcxWire::Receive {
+  UcxWire* wire = nullptr;
+  TransportCore::PieceTarget target;
+};
+
+// ---- set-up ----
+
+UcxWire::UcxWire(const UcxTransportOptions& options) : options_(options) {}
+
+Result<std::unique_ptr<UcxWire>> UcxWire::Open(const UcxTransportOptions& options) {
+  std::unique_ptr<UcxWire> wire(new UcxWire(options));
+  ZEROC_RETURN_IF_ERROR(wire->OpenContext());
+  ZEROC_RETURN_IF_ERROR(wire->OpenWorker());
+  return wire;
+}
+
+Status UcxWire::OpenContext() {
+  ucp_config_t* raw_config = nullptr;
+  ucs_status_t status = ucp_config_read(nullptr, nullptr, &raw_config);
+  if (status != UCS_OK) return FromUcs(status, "configuration");
+  const std::unique_ptr<ucp_config_t, void (*)(ucp_config_t*)> config(raw_config, ucp_config_release);
+  std::vector<std::pair<std::string, std::string>> settings = {
+      {"KEEPALIVE_INTERVAL", std::to_string(options_.keepalive_interval_ms) + "ms"},
+  };
+  if (options_.tls != "auto") settings.emplace_back("TLS", options_.tls);
+  if (options_.net_devices != "auto") settings.emplace_back("NET_DEVICES", options_.net_devices);
+  for (const auto& [key, value] : settings) {
+    status = ucp_config_modify(config.get(), key.c_str(), value.c_str());
+    if (status != UCS_OK) return InvalidArgument("ucx: " + key + "=" + value + ": " + ucs_status_string(status));
+  }
+  ucp_params_t params{};
+  params.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_NAME;
+  params.features = UCP_FEATURE_AM | UCP_FEATURE_RMA | UCP_FEATURE_WAKEUP;
+  params.name = options_.name.c_str();
+  status = ucp_init(&params, config.get(), &context_);
+  if (status != UCS_OK) {
+    return Unavailable("ucx: no transport for tls=" + options_.tls + " net_devices=" + options_.net_devices + ": " +
+                       ucs_status_string(status));
+  }
+  return OkStatus();
+}
+
+Status UcxWire::OpenWorker() {
+  ucp_worker_params_t params{};
+  params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
+  params.thread_mode = UCS_THREAD_MODE_SERIALIZED;
+  ucs_status_t status = ucp_worker_create(context_, &params, &worker_);
+  if (status != UCS_OK) {
+    return Unavailable("ucx: no worker for tls=" + options_.tls + " net_devices=" + options_.net_devices + ": " +
+                       ucs_status_string(status));
+  }
+  status = ucp_worker_get_efd(worker_, &event_fd_);
+  if (status != UCS_OK) return FromUcs(status, "event descriptor");
+  ucp_worker_attr_t attr{};
+  attr.field_mask = UCP_WORKER_ATTR_FIELD_ADDRESS | UCP_WORKER_ATTR_FIELD_MAX_AM_HEADER;
+  status = ucp_worker_query(worker_, &attr);
+  if (status != UCS_OK) return FromUcs(status, "worker address");
+  address_.bytes = SealUcx({reinterpret_cast<const char*>(attr.address), attr.address_length});
+  ucp_worker_release_address(worker_, attr.address);
+  if (attr.max_am_header < kFrameHeaderBytes) {
+    return Unavailable("ucx: active message headers of at most " + std::to_string(attr.max_am_header) + " bytes are too small");
+  }
+  ucp_am_handler_param_t handler{};
+  handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS | UCP_AM_HANDLER_PARAM_FIELD_CB |
+                       UCP_AM_HANDLER_PARAM_FIELD_ARG;
+  handler.id = kAmId;
+  handler.flags = UCP_AM_FLAG_WHOLE_MSG;
+  handler.cb = &UcxWire::OnActiveMessage;
+  handler.arg = this;
+  status = ucp_worker_set_am_recv_handler(worker_, &handler);
+  return status == UCS_OK ? OkStatus() : FromUcs(status, "active message handler");
+}
+
+UcxWire::~UcxWire() {
+  ZEROC_CHECK(links_.empty() && closing_.empty(), links_.size(), closing_.size());
+  if (arena_memory_ != nullptr) ucp_mem_unmap(context_, arena_memory_);
+  if (worker_ != nullptr) ucp_worker_destroy(worker_);
+  if (context_ != nullptr) ucp_cleanup(context_);
+}
+
+Result<UcxWire::Arena> UcxWire::MapArena(std::byte* memory, std::uint64_t bytes) {
+  ucp_mem_map_params_t params{};
+  params.field_mask = UCP_MEM_MAP_PARAM_FIELD_ADDRESS | UCP_MEM_MAP_PARAM_FIELD_LENGTH | UCP_MEM_MAP_PARAM_FIELD_FLAGS;
+  params.address = memory;
+  params.length = bytes;
+  params.flags = memory == nullptr ? UCP_MEM_MAP_ALLOCATE : 0;
+  const std::string what = "arena of " + std::to_string(bytes) + " bytes";
+  ucs_status_t status = ucp_mem_map(context_, &params, &arena_memory_);
+  if (status != UCS_OK) return FromUcs(status, what);
+  ucp_mem_attr_t attr{};
+  attr.field_mask = UCP_MEM_ATTR_FIELD_ADDRESS;
+  status = ucp_mem_query(arena_memory_, &attr);
+  if (status != UCS_OK) return FromUcs(status, what);
+  void* key = nullptr;
+  std::size_t key_bytes = 0;
+  status = ucp_rkey_pack(context_, arena_memory_, &key, &key_bytes);
+  if (status != UCS_OK) return FromUcs(status, what + ": remote key");
+  Arena arena;
+  arena.bytes = {static_cast<std::byte*>(attr.address), bytes};
+  arena.published.key = SealUcx({static_cast<const char*>(key), key_bytes});
+  arena.published.base = reinterpret_cast<std::uintptr_t>(attr.address);
+  arena.published.bytes = bytes;
+  ucp_rkey_buffer_release(key);
+  return arena;
+}
+
+// ---- progress ----
+
+double UcxWire::NowSeconds() const {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+bool UcxWire::Progress() {
+  int moved = 0;
+  while (moved < kProgressMax && ucp_worker_progress(worker_) != 0) ++moved;
+  bool any = moved > 0;
+  any |= DeliverDeferred();
+  any |= AdvanceClosing();
+  return any;
+}
+
+// What UCX's callbacks left for later, because end-points may not be made or closed inside of them.
+bool UcxWire::DeliverDeferred() {
+  const auto failed = std::exchange(failed_, {});
+  for (const auto& [peer, status] : failed) core_->OnLinkFailed(peer, status);
+  const auto hellos = std::exchange(deferred_hellos_, {});
+  for (const auto& [header, payload] : hellos) core_->OnFrame(header, payload);
+  return !failed.empty() || !hellos.empty();
+}
+
+int UcxWire::PollTimeoutMs() const {
+  if (!closing_.empty()) return kClosingPollMs;
+  return links_.empty() ? -1 : kIdlePollMs;
+}
+
+bool UcxWire::Arm() { return ucp_worker_arm(worker_) == UCS_OK; }
+
+// ---- links ----
+
+Status UcxWire::Open(PeerId peer, const PeerAddress& address) {
+  std::string worker_address;
+  ZEROC_ASSIGN_OR_RETURN(worker_address, UnsealUcx(address.bytes, "address"));
+  auto link = std::make_unique<Link>();
+  link->wire = this;
+  link->peer = peer;
+  ucp_ep_params_t params{};
+  params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
+  params.address = reinterpret_cast<const ucp_address_t*>(worker_address.data());
+  params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+  params.err_handler.cb = &UcxWire::OnEndpointError;
+  params.err_handler.arg = link.get();
+  const ucs_status_t status = ucp_ep_create(worker_, &params, &link->ep);
+  if (status != UCS_OK) return FromUcs(status, "end-point");
+  links_[peer] = std::move(link);
+  return OkStatus();
+}
+
+Result<Delivery> UcxWire::ChooseDelivery(PeerId peer, const RemoteArena& arena) {
+  Link& link = *links_.at(peer);
+  std::string key;
+  ZEROC_ASSIGN_OR_RETURN(key, UnsealUcx(arena.key, "arena key"));
+  const ucs_status_t status = ucp_ep_rkey_unpack(link.ep, key.data(), &link.rkey);
+  if (status != UCS_OK) return FromUcs(status, "arena key");
+  link.remote_base = arena.base;
+  void* mapped = nullptr;
+  if (ucp_rkey_ptr(link.rkey, arena.base, &mapped) == UCS_OK) return Delivery::kPut;
+  return HasRdmaPutLane(UcxLanes(link.ep)) ? Delivery::kPut : Delivery::kActiveMessage;
+}
+
+std::string UcxWire::Describe(PeerId peer) const { return LaneSummary(UcxLanes(links_.at(peer)->ep)); }
+
+UcxWire::Link* UcxWire::FindUsable(PeerId peer) {
+  const auto it = links_.find(peer);
+  return it == links_.end() || it->second->failed ? nullptr : it->second.get();
+}
+
+// ---- requests ----
+
+template <typename Post>
+void UcxWire::PostRequest(Link& link, Done done, const FrameHeader* header, Post post) {
+  auto* request = new Request{&link, std::move(done), {}};
+  if (header != nullptr) request->header = EncodeFrameHeader(*header);
+  link.requests.insert(request);
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+  param.cb.send = &UcxWire::OnSent;
+  param.user_data = request;
+  const ucs_status_ptr_t result = post(*request, param);
+  if (UCS_PTR_IS_ERR(result)) return FinishRequest(request, FromUcs(UCS_PTR_STATUS(result), "post"));
+  if (result == nullptr) FinishRequest(request, OkStatus());
+}
+
+void UcxWire::FinishRequest(Request* request, const Status& status) {
+  const std::unique_ptr<Request> owned(request);
+  request->link->requests.erase(request);
+  if (request->done) request->done(status);
+}
+
+void UcxWire::OnSent(void* ucx_request, ucs_status_t status, void* user_data) {
+  auto* request = static_cast<Request*>(user_data);
+  request->link->wire->FinishRequest(request, status == UCS_OK ? OkStatus() : FromUcs(status, "send"));
+  ucp_request_free(ucx_request);
+}
+
+void UcxWire::SendFrame(PeerId peer, const FrameHeader& header, std::span<const std::byte> payload, Done done) {
+  Link* link = FindUsable(peer);
+  if (link == nullptr) return done(Unavailable("the end-point has failed"));
+  PostRequest(*link, std::move(done), &header, [&](Request& request, ucp_request_param_t& param) {
+    // Eager: the receiver then holds a piece whole when it is asked, so the check and the copy are one step.
+    param.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
+    param.flags = UCP_AM_SEND_FLAG_EAGER;
+    return ucp_am_send_nbx(link->ep, kAmId, request.header.data(), request.header.size(), payload.data(), payload.size(), &param);
+  });
+}
+
+void UcxWire::Put(PeerId peer, std::span<const std::byte> local, std::uint64_t remote_offset, Done done) {
+  Link* link = FindUsable(peer);
+  if (link == nullptr) return done(Unavailable("the end-point has failed"));
+  PostRequest(*link, std::move(done), nullptr, [&](Request&, ucp_request_param_t& param) {
+    return ucp_put_nbx(link->ep, local.data(), local.size(), link->remote_base + remote_offset, link->rkey, &param);
+  });
+}
+
+void UcxWire::FlushPuts(PeerId peer, Done done) {
+  Link* link = FindUsable(peer);
+  if (link == nullptr) return done(Unavailable("the end-point has failed"));
+  PostRequest(*link, std::move(done), nullptr,
+              [&](Request&, ucp_request_param_t& param) { return ucp_ep_flush_nbx(link->ep, &param); });
+}
+
+// ---- closing ----
+
+void UcxWire::Close(PeerId peer, Done closed) {
+  auto node = links_.extract(peer);
+  if (node.empty()) return closed(OkStatus());
+  std::unique_ptr<Link> link = std::move(node.mapped());
+  link->closed = std::move(closed);
+  link->close_deadline = NowSeconds() + options_.close_timeout_ms * 0.5e-3;
+  closing_.push_back(std::move(link));
+}
+
+void UcxWire::StartClosing(Link& link) {
+  link.close_started = true;
+  ucp_request_param_t param{};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
+  param.flags = UCP_EP_CLOSE_FLAG_FORCE;
+  link.close_request = ucp_ep_close_nbx(link.ep, &param);
+  if (UCS_PTR_IS_ERR(link.close_request)) link.close_request = nullptr;
+}
+
+bool UcxWire::AdvanceClosing() {
+  std::vector<std::unique_ptr<Link>> closing = std::exchange(closing_, {});
+  bool any = false;
+  for (std::unique_ptr<Link>& link : closing) {
+    if (!link->close_started) StartClosing(*link);
+    if (link->close_request != nullptr && ucp_request_check_status(link->close_request) != UCS_INPROGRESS) {
+      ucp_request_free(link->close_request);
+      link->close_request = nullptr;
+    }
+    const bool over = link->close_request == nullptr && link->requests.empty();
+    if (!over && NowSeconds() < link->close_deadline) {
+      closing_.push_back(std::move(link));
+      continue;
+    }
+    any = true;
+    const Done closed = std::move(link->closed);
+    for (Request* request : std::vector<Request*>(link->requests.begin(), link->requests.end())) {
+      if (const Done done = std::exchange(request->done, nullptr)) done(Cancelled("ucx: not over in time"));
+    }
+    if (over) {
+      if (link->rkey != nullptr) ucp_rkey_destroy(link->rkey);
+    } else {
+      abandoned_.push_back(std::move(link));
+    }
+    closed(OkStatus());
+  }
+  return any;
+}
+
+// ---- UCX's callbacks ----
+
+void UcxWire::OnEndpointError(void* arg, ucp_ep_h, ucs_status_t status) {
+  Link* link = static_cast<Link*>(arg);
+  if (link->failed) return;
+  link->failed = true;
+  link->wire->failed_.emplace_back(link->peer, FromUcs(status, "end-point failed"));
+}
+
+ucs_status_t UcxWire::OnActiveMessage(void* arg, const void* header, size_t header_length, void* data, size_t length,
+                                      const ucp_am_recv_param_t* param) {
+  auto* wire = static_cast<UcxWire*>(arg);
+  const std::span<const std::byte> head(static_cast<const std::byte*>(header), header_length);
+  if ((param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV) == 0) {
+    const std::span<const std::byte> payload(static_cast<const std::byte*>(data), length);
+    const bool hello = head.size() == kFrameHeaderBytes && head[4] == static_cast<std::byte>(FrameKind::kHello);
+    if (!hello) {
+      wire->core_->OnFrame(head, payload);
+    } else if (wire->deferred_hellos_.size() < kDeferredHellosMax && length <= kPeerAddressBytesMax + 2 * kPeerNameBytesMax) {
+      auto& [copied_header, copy] = wire->deferred_hellos_.emplace_back();
+      std::copy(head.begin(), head.end(), copied_header.begin());
+      copy.assign(payload.begin(), payload.end());
+    }
+    return UCS_OK;
+  }
+  // A rendezvous is offered: not by our own sender, but UCX may be configured to. Only a piece has room for it.
+  const auto target = wire->core_->BeginPiece(head, length);
+  if (!target) return UCS_OK;  // UCX tells the sender that it is over
+  auto* receive = new Receive{wire, *target};
+  ucp_request_param_t receive_param{};
+  receive_param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
+  receive_param.cb.recv_am = &UcxWire::OnReceived;
+  receive_param.user_data = receive;
+  const ucs_status_ptr_t result = ucp_am_recv_data_nbx(wire->worker_, data, target->to, length, &receive_param);
+  if (result == nullptr || UCS_PTR_IS_ERR(result)) {
+    wire->core_->EndPiece(*target, result == nullptr ? OkStatus() : FromUcs(UCS_PTR_STATUS(result), "receive"));
+    delete receive;
+  }
+  return UCS_OK;
+}
+
+void UcxWire::OnReceived(void* request, ucs_status_t status, size_t, void* user_data) {
+  const std::unique_ptr<Receive> receive(static_cast<Receive*>(user_data));
+  receive->wire->core_->EndPiece(receive->target, status == UCS_OK ? OkStatus() : FromUcs(status, "receive"));
+  ucp_request_free(request);
+}
+
+}  // namespace zeroc
