@@ -20,11 +20,11 @@ double Scaled(double frequency, const RopeScaling& scaling) {
 
 }  // namespace
 
-std::vector<float> RopeInverseFrequencies(const ModelConfig& config) {
-  std::vector<float> out(static_cast<std::size_t>(config.head_dim / 2));
+std::vector<double> RopeInverseFrequencies(const ModelConfig& config) {
+  std::vector<double> out(static_cast<std::size_t>(config.head_dim / 2));
   for (std::size_t i = 0; i < out.size(); ++i) {
     const double exponent = -2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim);
-    out[i] = static_cast<float>(Scaled(std::pow(config.rope_theta, exponent), config.rope_scaling));
+    out[i] = Scaled(std::pow(config.rope_theta, exponent), config.rope_scaling);
   }
   return out;
 }

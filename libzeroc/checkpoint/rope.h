@@ -15,6 +15,6 @@ namespace zeroc {
 //            above original_max / low_freq_factor, and in between linear in original_max / wavelength
 // Which two coordinates share frequency i (half-split in Hugging Face checkpoints: i and i + head_dim / 2) is the
 // caller's convention. The config must be valid.
-std::vector<float> RopeInverseFrequencies(const ModelConfig& config);
+std::vector<double> RopeInverseFrequencies(const ModelConfig& config);
 
 }  // namespace zeroc

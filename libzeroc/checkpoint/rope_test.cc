@@ -16,19 +16,19 @@ ModelConfig LlamaShape() {
 }
 
 TEST(RopeTest, PlainFrequenciesFallGeometrically) {
-  const std::vector<float> f = RopeInverseFrequencies(LlamaShape());
+  const std::vector<double> f = RopeInverseFrequencies(LlamaShape());
   ASSERT_EQ(f.size(), 64U);
-  EXPECT_EQ(f[0], 1.0F);
+  EXPECT_EQ(f[0], 1.0);
   const double ratio = std::pow(500000.0, -2.0 / 128);
   for (std::size_t i = 1; i < f.size(); ++i) EXPECT_NEAR(f[i] / f[i - 1], ratio, 1e-6) << i;
 }
 
 TEST(RopeTest, LinearDividesEveryFrequency) {
   ModelConfig config = LlamaShape();
-  const std::vector<float> plain = RopeInverseFrequencies(config);
+  const std::vector<double> plain = RopeInverseFrequencies(config);
   config.rope_scaling = {.kind = RopeScaling::Kind::kLinear, .factor = 4.0};
-  const std::vector<float> linear = RopeInverseFrequencies(config);
-  for (std::size_t i = 0; i < plain.size(); ++i) EXPECT_FLOAT_EQ(linear[i], plain[i] / 4.0F) << i;
+  const std::vector<double> linear = RopeInverseFrequencies(config);
+  for (std::size_t i = 0; i < plain.size(); ++i) EXPECT_DOUBLE_EQ(linear[i], plain[i] / 4.0) << i;
 }
 
 // Values of Llama-3.1 (theta 5e5, head_dim 128, factor 8, low 1, high 4, original 8192), computed apart from this code
@@ -40,7 +40,7 @@ TEST(RopeTest, Llama3MatchesPublishedScaling) {
                          .low_freq_factor = 1.0,
                          .high_freq_factor = 4.0,
                          .original_max_positions = 8192};
-  const std::vector<float> f = RopeInverseFrequencies(config);
+  const std::vector<double> f = RopeInverseFrequencies(config);
   const std::pair<std::size_t, double> expected[] = {
       {0, 1.000000000e+00},  {1, 8.146172339e-01},  {20, 1.656044008e-02}, {28, 3.211445995e-03}, {29, 2.166570764e-03},
       {30, 1.371893568e-03}, {31, 8.567514129e-04}, {32, 5.248461610e-04}, {33, 3.126937504e-04}, {34, 1.785078128e-04},

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -12,15 +13,15 @@
 
 namespace zeroc {
 
-// Defaults leave the distribution as the model gives it. Applied in this order, as vLLM does: logit_bias, repetition
-// penalty, presence and frequency penalties, temperature, min_p, top_k, top_p.
+// Defaults leave the distribution as the model gives it. Applied in this order: logit_bias, repetition penalty, presence
+// and frequency penalties, temperature, top_k, min_p, top_p.
 struct SamplingParams {
   int max_tokens = 16;              // >= 1
   float temperature = 1.0f;         // 0: greedy; [0, 2]
   float top_p = 1.0f;               // (0, 1]
   int top_k = 0;                    // 0: off
   float min_p = 0.0f;               // [0, 1], relative to the most likely token
-  float repetition_penalty = 1.0f;  // > 0; divides positive and multiplies negative logits of tokens seen (prompt too)
+  float repetition_penalty = 1.0f;  // (0, 2]; divides positive and multiplies negative logits of tokens seen (prompt too)
   float presence_penalty = 0.0f;    // [-2, 2], generated tokens only
   float frequency_penalty = 0.0f;   // [-2, 2], generated tokens only
   std::uint64_t seed = 0;
@@ -35,8 +36,8 @@ struct SamplingParams {
 
 struct SampledToken {
   std::int32_t id = 0;
-  float logprob = 0;                                    // natural log under the unmodified model distribution
-  std::vector<std::pair<std::int32_t, float>> top;      // best first, SamplingParams::logprobs entries
+  float logprob = 0;                                // natural log under the model's own distribution; 0 unless asked for
+  std::vector<std::pair<std::int32_t, float>> top;  // best first, SamplingParams::logprobs entries
 };
 
 class Sampler {
@@ -51,9 +52,12 @@ class Sampler {
   void Accept(std::int32_t id);
 
  private:
+  void Adjust(std::vector<float>& logits) const;
+  std::int32_t Choose(std::span<const float> logits, int position) const;
+
   SamplingParams params_;
-  std::unordered_map<std::int32_t, int> generated_;  // id -> times
-  std::unordered_map<std::int32_t, bool> seen_;      // prompt and generated, only for repetition_penalty
+  std::unordered_map<std::int32_t, int> generated_;  // id -> times; only for presence and frequency penalties
+  std::unordered_set<std::int32_t> seen_;            // prompt and generated; only for repetition_penalty
 };
 
 }  // namespace zeroc

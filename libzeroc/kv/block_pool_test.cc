@@ -82,8 +82,12 @@ TEST(BlockPoolTest, RandomUseKeepsBlocksApart) {
           const auto [it, inserted] = live.emplace(ref.offset(), bytes);
           ASSERT_TRUE(inserted) << "seed " << seed;
           ASSERT_LE(ref.offset() + bytes, arena.span().size());
-          if (it != live.begin()) ASSERT_LE(std::prev(it)->first + std::prev(it)->second, ref.offset());
-          if (std::next(it) != live.end()) ASSERT_LE(ref.offset() + bytes, std::next(it)->first);
+          if (it != live.begin()) {
+            ASSERT_LE(std::prev(it)->first + std::prev(it)->second, ref.offset());
+          }
+          if (std::next(it) != live.end()) {
+            ASSERT_LE(ref.offset() + bytes, std::next(it)->first);
+          }
           refs.push_back(ref);
         }
       } else {

@@ -1,0 +1,135 @@
+#include "libzeroc/engine/prefill_engine.h"
+
+#include <algorithm>
+#include <string>
+
+#include "libzeroc/base/check.h"
+
+namespace zeroc {
+
+struct PrefillEngine::Job {
+  PrefillJobId id{};
+  PrefillJob request;
+  std::unique_ptr<SequenceKv> kv;  // null while waiting for blocks
+
+  int n_tokens() const { return static_cast<int>(request.tokens.size()); }
+  int n_done() const { return kv == nullptr ? 0 : kv->n_tokens(); }
+};
+
+namespace {
+
+// Turns the forward pass's "layer written" into the job's "blocks ready".
+class LayerForwarder : public ForwardObserver {
+ public:
+  LayerForwarder(const SequenceKv& kv, PrefillListener& listener, bool last_chunk)
+      : kv_(kv), listener_(listener), last_chunk_(last_chunk) {}
+
+  void OnLayerWritten(int layer) override {
+    ReadyBlocks ready{layer, kv_.pack_begin(), kv_.pack_end(), false, last_chunk_};
+    ready.sink = kv_.pack_begin() == 0 && kv_.pack_end() > 0 && kv_.format().sink_tokens > 0;
+    if (ready.packed_begin < ready.packed_end || ready.exact_tail) listener_.OnBlocksReady(kv_, ready);
+  }
+
+ private:
+  const SequenceKv& kv_;
+  PrefillListener& listener_;
+  bool last_chunk_;
+};
+
+}  // namespace
+
+PrefillEngine::PrefillEngine(LlamaModel& model, BlockPool& pool, const Options& options)
+    : model_(model), pool_(pool), options_(options) {
+  ZEROC_CHECK(options.chunk_tokens >= kernels::kBlockTokens && options.chunk_tokens % kernels::kBlockTokens == 0,
+              options.chunk_tokens);
+}
+
+PrefillEngine::~PrefillEngine() = default;
+
+Result<PrefillJobId> PrefillEngine::Submit(PrefillJob job) {
+  ZEROC_CHECK(job.listener != nullptr && job.format != nullptr);
+  const auto max_positions = static_cast<std::size_t>(model_.config().max_positions);
+  if (job.tokens.empty() || job.tokens.size() > max_positions) {
+    return InvalidArgument("a prompt of " + std::to_string(job.tokens.size()) + " tokens; the model takes 1 to " +
+                           std::to_string(max_positions));
+  }
+  for (const std::int32_t id : job.tokens) {
+    if (id < 0 || id >= model_.config().vocab_size) {
+      return InvalidArgument("token id " + std::to_string(id) + " is not in [0, " +
+                             std::to_string(model_.config().vocab_size) + ")");
+    }
+  }
+  ZEROC_RETURN_IF_ERROR(job.sampling.Validate(model_.config().vocab_size));
+  if (n_waiting() >= options_.queue_max) {
+    return ResourceExhausted("prefill queue: " + std::to_string(options_.queue_max) + " prompts wait already");
+  }
+  const PrefillJobId id{next_id_++};
+  auto owned = std::make_unique<Job>();
+  owned->id = id;
+  owned->request = std::move(job);
+  jobs_[id] = std::move(owned);
+  waiting_.push_back(id);
+  return id;
+}
+
+void PrefillEngine::Release(PrefillJobId id) {
+  jobs_.erase(id);
+  std::erase(waiting_, id);
+}
+
+std::int64_t PrefillEngine::waiting_tokens() const {
+  std::int64_t n = 0;
+  for (const PrefillJobId id : waiting_) {
+    const Job& job = *jobs_.at(id);
+    n += job.n_tokens() - job.n_done();
+  }
+  return n;
+}
+
+// False while the job has to wait for others' blocks; a job that can never fit is failed and leaves the queue.
+bool PrefillEngine::Start(Job& job) {
+  Result<std::unique_ptr<SequenceKv>> kv =
+      SequenceKv::Create(pool_, job.request.format, job.n_tokens(), std::min(options_.chunk_tokens, job.n_tokens()));
+  if (kv.ok()) {
+    job.kv = std::move(kv).value();
+    job.request.listener->OnStarted();
+    return true;
+  }
+  const bool others_hold_blocks = pool_.usage().n_blocks_used > 0;
+  if (kv.status().code() == StatusCode::kResourceExhausted && others_hold_blocks) return false;
+  std::erase(waiting_, job.id);
+  job.request.listener->OnFailed(kv.status());
+  return false;
+}
+
+void PrefillEngine::RunChunk(Job& job) {
+  const PrefillJobId id = job.id;
+  const int n_new = std::min(options_.chunk_tokens, job.n_tokens() - job.kv->n_tokens());
+  const bool last = job.kv->n_tokens() + n_new == job.n_tokens();
+  const ForwardSequence sequence{
+      job.kv.get(),
+      std::span(job.request.tokens).subspan(static_cast<std::size_t>(job.kv->n_tokens()), static_cast<std::size_t>(n_new)),
+      last ? 1 : 0};
+  logits_.resize(static_cast<std::size_t>(model_.config().vocab_size));
+  LayerForwarder forwarder(*job.kv, *job.request.listener, last);
+  const Status status = model_.Forward({&sequence, 1}, logits_.data(), &forwarder);
+  if (!status.ok()) {
+    std::erase(waiting_, id);
+    job.request.listener->OnFailed(status);
+    return;
+  }
+  if (!last) return;
+  std::erase(waiting_, id);
+  const Sampler sampler(job.request.sampling, job.request.tokens);
+  job.request.listener->OnFirstToken(*job.kv, sampler.Sample(logits_, job.n_tokens()));
+}
+
+bool PrefillEngine::Step() {
+  if (waiting_.empty()) return false;
+  Job& job = *jobs_.at(waiting_.front());
+  if (job.kv == nullptr && !Start(job)) return false;  // Release of another job wakes the loop
+  RunChunk(job);
+  return true;
+}
+
+}  // namespace zeroc

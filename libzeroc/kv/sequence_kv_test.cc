@@ -1,0 +1,216 @@
+#include "libzeroc/kv/sequence_kv.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <random>
+
+#include "libzeroc/checkpoint/model_config.h"
+#include "libzeroc/compression/profile.h"
+
+namespace zeroc {
+namespace {
+
+constexpr int kLayers = 2;
+constexpr int kHeadDim = 32;
+
+class PoolFixture {
+ public:
+  explicit PoolFixture(std::size_t bytes)
+      : data_(static_cast<std::byte*>(std::aligned_alloc(64, bytes))),
+        pool_(BlockPool::Create({data_, bytes}, 64 << 10).value()) {}
+  ~PoolFixture() {
+    pool_.reset();
+    std::free(data_);
+  }
+  PoolFixture(const PoolFixture&) = delete;
+  PoolFixture& operator=(const PoolFixture&) = delete;
+  BlockPool& pool() { return *pool_; }
+
+ private:
+  std::byte* data_;
+  std::unique_ptr<BlockPool> pool_;
+};
+
+std::shared_ptr<const KvFormat> Format(int bits, int recent_tokens, int sink_tokens) {
+  const ModelGeometry geometry{kLayers, 2, 1, kHeadDim, 64};
+  Profile profile = UniformProfile("test", bits, kLayers, kHeadDim);
+  profile.recent_tokens = recent_tokens;
+  profile.sink_tokens = sink_tokens;
+  const ProfileLayouts layouts = ProfileLayouts::Make(profile, geometry).value();
+  auto format = std::make_shared<KvFormat>();
+  format->profile = "test";
+  format->n_layers = kLayers;
+  format->n_kv_heads = 1;
+  format->head_dim = kHeadDim;
+  format->sink_tokens = sink_tokens;
+  format->recent_tokens = recent_tokens;
+  format->packs = profile.packs();
+  format->exact = layouts.exact;
+  format->sink = layouts.sink;
+  format->packed = layouts.packed;
+  return format;
+}
+
+// Stands in for the forward pass: every token writes its position into its slot of the block's raw bytes, "packing"
+// copies the 64 slots. The real kernels have tests of their own.
+void RunStep(SequenceKv& kv, int n_new) {
+  kv.BeginStep(n_new);
+  for (int layer = 0; layer < kLayers; ++layer) {
+    const int first_block = kv.n_tokens() / 64;
+    for (int pos = kv.n_tokens(); pos < kv.n_tokens() + n_new; ++pos) {
+      const std::int32_t tag = pos * 10 + layer;
+      std::memcpy(kv.WriteBlocks(layer)[pos / 64 - first_block] + 4 * (pos % 64), &tag, 4);
+    }
+    for (int b = kv.pack_begin(); b < kv.pack_end(); ++b) {
+      std::memcpy(kv.PackedBlock(layer, b), kv.ExactBlock(layer, b), 256);
+    }
+  }
+}
+
+// Every position 0 .. t is visible exactly once, in the segment kind that the rule demands, with its own tag.
+void CheckSeen(const SequenceKv& kv, int layer, int t) {
+  kernels::KvSegment segments[3];
+  const int n = kv.Segments(layer, t, t, segments);
+  const KvFormat& format = kv.format();
+  const int n_packed = format.PackedBlocksAt(t);
+  int pos = 0;
+  for (int s = 0; s < n; ++s) {
+    const kernels::KvSegment& segment = segments[s];
+    ASSERT_EQ(segment.begin_pos, pos);
+    for (; pos < segment.end_pos; ++pos) {
+      const int block = (pos - segment.first_pos) / segment.layout->n_tokens;
+      ASSERT_LT(block, segment.n_blocks);
+      const bool sink = segment.layout->n_tokens == kernels::kSinkTokens;
+      EXPECT_EQ(sink, n_packed > 0 && pos < format.sink_tokens);
+      if (sink) continue;
+      EXPECT_EQ(segment.layout == &format.exact, pos >= 64 * n_packed);
+      std::int32_t tag;
+      std::memcpy(&tag, segment.blocks[block] + 4 * (pos % 64), 4);
+      ASSERT_EQ(tag, pos * 10 + layer) << "t " << t;
+    }
+  }
+  ASSERT_EQ(pos, t + 1);
+}
+
+TEST(SequenceKvTest, QueriesSeeEveryTokenOnceWhateverTheChunks) {
+  for (const int recent : {0, 1, 63, 64, 100, 128, 200}) {
+    for (const int sink : {0, 16}) {
+      for (unsigned seed = 0; seed < 6; ++seed) {
+        PoolFixture fixture(4 << 20);
+        std::mt19937 rng(seed);
+        const int step_max = seed == 0 ? 1 : 1 + static_cast<int>(rng() % 300);
+        const int total = 900;
+        auto kv = SequenceKv::Create(fixture.pool(), Format(2, recent, sink), total, step_max).value();
+        while (kv->n_tokens() < total) {
+          const int n = std::min(total - kv->n_tokens(), 1 + static_cast<int>(rng() % static_cast<unsigned>(step_max)));
+          const int begin = kv->n_tokens();
+          RunStep(*kv, n);
+          for (int t = begin; t < begin + n; t += 1 + static_cast<int>(rng() % 20)) {
+            for (int layer = 0; layer < kLayers; ++layer) ASSERT_NO_FATAL_FAILURE(CheckSeen(*kv, layer, t));
+          }
+          kv->EndStep();
+        }
+        EXPECT_EQ(fixture.pool().usage().bytes_used, SequenceKv::BytesNeeded(kv->format(), total, step_max));
+        kv.reset();
+        EXPECT_EQ(fixture.pool().usage().n_blocks_used, 0u);
+      }
+    }
+  }
+}
+
+TEST(SequenceKvTest, ExactBytesStayBoundedByTheWindow) {
+  PoolFixture fixture(64 << 20);
+  const auto format = Format(2, 128, 16);
+  auto kv = SequenceKv::Create(fixture.pool(), format, 8192, 512).value();
+  auto unpacked = SequenceKv::BytesNeeded(*Format(16, 128, 16), 8192, 512);
+  const std::uint64_t packed_bytes = static_cast<std::uint64_t>(format->PackedBlocksAt(8192)) * kLayers *
+                                     static_cast<std::uint64_t>(format->packed[0].block_bytes);
+  const std::uint64_t exact_bytes = SequenceKv::BytesNeeded(*format, 8192, 512) - packed_bytes;
+  EXPECT_LE(exact_bytes, (128 + 64 + 512 + 64 + 16) * std::uint64_t{kHeadDim} * 2 * 2 * kLayers);
+  EXPECT_LT(packed_bytes, unpacked / 6);
+}
+
+// The receiver's blocks, filled as the wire would, continue the sequence exactly as the sender's own would.
+TEST(SequenceKvTest, AdoptedPromptContinues) {
+  for (const int n_prompt : {1, 16, 63, 64, 65, 191, 192, 193, 256, 700}) {
+    PoolFixture sender_pool(4 << 20), receiver_pool(4 << 20);
+    const auto format = Format(3, 128, 16);
+    auto sender = SequenceKv::Create(sender_pool.pool(), format, n_prompt, 128).value();
+    while (sender->n_tokens() < n_prompt) {
+      RunStep(*sender, std::min(128, n_prompt - sender->n_tokens()));
+      if (sender->pack_begin() == 0 && sender->pack_end() > 0) {
+        for (int layer = 0; layer < kLayers; ++layer) sender->CopySink(layer);
+      }
+      sender->EndStep();
+    }
+    auto receiver = SequenceKv::Create(receiver_pool.pool(), format, n_prompt + 300, 1).value();
+    std::uint64_t sent = 0;
+    for (int layer = 0; layer < kLayers; ++layer) {
+      const LayerBlocks from = sender->BlocksAt(layer, n_prompt), to = receiver->BlocksAt(layer, n_prompt);
+      const auto copy = [&](BlockRef a, BlockRef b, std::size_t bytes) {
+        std::memcpy(receiver_pool.pool().Data(b), sender_pool.pool().Data(a), bytes);
+        sent += bytes;
+      };
+      ASSERT_EQ(from.packed.size(), to.packed.size());
+      ASSERT_EQ(from.exact.size(), to.exact.size());
+      ASSERT_EQ(from.sink.valid(), to.sink.valid());
+      for (std::size_t i = 0; i < from.packed.size(); ++i) {
+        copy(from.packed[i], to.packed[i], static_cast<std::size_t>(format->packed[0].block_bytes));
+      }
+      for (std::size_t i = 0; i < from.exact.size(); ++i) {
+        copy(from.exact[i], to.exact[i], static_cast<std::size_t>(format->exact.block_bytes));
+      }
+      if (from.sink.valid()) copy(from.sink, to.sink, static_cast<std::size_t>(format->sink.block_bytes));
+    }
+    EXPECT_EQ(sent, sender->HeldBytes());
+    receiver->AdoptPrompt(n_prompt);
+    EXPECT_EQ(receiver->HeldBytes(), sent);
+    for (int i = 0; i < 300; ++i) {
+      RunStep(*receiver, 1);
+      for (int layer = 0; layer < kLayers; ++layer) ASSERT_NO_FATAL_FAILURE(CheckSeen(*receiver, layer, n_prompt + i));
+      receiver->EndStep();
+    }
+  }
+}
+
+TEST(SequenceKvTest, SinkCopyKeepsTheFirstTokens) {
+  PoolFixture fixture(1 << 20);
+  const auto format = Format(4, 0, 16);
+  auto kv = SequenceKv::Create(fixture.pool(), format, 128, 128).value();
+  kv->BeginStep(128);
+  std::uint8_t* exact = const_cast<std::uint8_t*>(kv->ExactBlock(0, 0));
+  for (int i = 0; i < format->exact.block_bytes; ++i) exact[i] = static_cast<std::uint8_t>(i * 7 + i / 256);
+  kv->CopySink(0);
+  kernels::KvSegment segments[3];
+  ASSERT_EQ(kv->Segments(0, 127, 127, segments), 3);
+  const auto value = [](const std::uint8_t* block, const kernels::KvSideLayout& side, std::size_t tile, int lane, int depth) {
+    std::uint16_t bits;
+    std::memcpy(&bits, block + side.codes_offset[0] + tile * 512 + 2 * (32 * (depth / 2) + 2 * lane + depth % 2), 2);
+    return bits;
+  };
+  for (int token = 0; token < 16; ++token) {
+    for (int coord = 0; coord < kHeadDim; ++coord) {
+      const auto coord_tile = static_cast<std::size_t>(coord / 16);
+      const std::uint8_t* sink = segments[0].blocks[0];
+      // K: tile [token group][coordinate tile]; both have the first token group first.
+      EXPECT_EQ(value(sink, format->sink.k, coord_tile, token, coord % 16),
+                value(exact, format->exact.k, coord_tile, token, coord % 16));
+      // V: tile [coordinate tile][token group], one token group in the sink, four in the exact block.
+      EXPECT_EQ(value(sink, format->sink.v, coord_tile, coord % 16, token),
+                value(exact, format->exact.v, coord_tile * 4, coord % 16, token));
+    }
+  }
+}
+
+TEST(SequenceKvTest, RefusalTakesNothing) {
+  PoolFixture fixture(128 << 10);
+  EXPECT_EQ(SequenceKv::Create(fixture.pool(), Format(3, 128, 16), 100000, 64).status().code(),
+            StatusCode::kResourceExhausted);
+  EXPECT_EQ(fixture.pool().usage().n_blocks_used, 0u);
+  EXPECT_EQ(SequenceKv::Create(fixture.pool(), Format(3, 128, 16), 0, 64).status().code(), StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace zeroc

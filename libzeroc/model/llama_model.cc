@@ -1,0 +1,416 @@
+#include "libzeroc/model/llama_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <string>
+
+#include "libzeroc/base/check.h"
+#include "libzeroc/checkpoint/rope.h"
+#include "libzeroc/model/attention_plan.h"
+#include "libzeroc/model/llama_weights.h"
+
+namespace zeroc {
+namespace {
+
+using kernels::kBlockTokens;
+using kernels::KernelStatus;
+
+// Grows only; contents are not kept. Sized by the largest step so far.
+template <typename T>
+class Buffer {
+ public:
+  T* Get(std::size_t n) {
+    if (data_.size() < n) data_.resize(n);
+    return data_.data();
+  }
+  T* data() { return data_.data(); }
+
+ private:
+  std::vector<T> data_;
+};
+
+void Run(KernelStatus status, const char* op) { ZEROC_CHECK(status == KernelStatus::kOk, op, static_cast<int>(status)); }
+
+}  // namespace
+
+struct LlamaModel::Impl {
+  std::shared_ptr<const Checkpoint> checkpoint;
+  std::shared_ptr<const Plan> plan;
+  const kernels::Ops& ops;
+  ThreadPool& threads;
+  ModelConfig config;
+  LlamaWeights weights;
+  std::vector<double> inv_freq;  // [head_dim / 2]
+  std::map<std::string, std::shared_ptr<const KvFormat>> formats;
+
+  // Activations of one step, [rows, ...]; "act" is the ops' own dtype.
+  Buffer<float> x, qkv, q_prep, mlp, cos, sin;
+  Buffer<std::uint8_t> act, act_wide;
+  Buffer<std::int32_t> ids;
+  AttentionWorkspace attention;
+
+  Impl(const kernels::Ops& o, ThreadPool& t) : ops(o), threads(t), attention(o, t) {}
+
+  // A step's rows: sequence s owns rows [row_begin[s], row_begin[s + 1]).
+  struct Batch {
+    std::span<const ForwardSequence> sequences;
+    std::vector<std::int64_t> row_begin;
+    std::int64_t n_rows() const { return row_begin.back(); }
+  };
+
+  struct LinearJob {
+    const void* x;
+    std::int64_t k;
+    const Weight* w;
+    const std::vector<float>* bias;
+    std::int64_t n_out;
+    float* y;
+    std::int64_t y_stride;
+    bool accumulate;
+  };
+
+  std::int64_t q_width() const { return config.n_heads * config.head_dim; }
+  std::int64_t kv_width() const { return config.n_kv_heads * config.head_dim; }
+  std::int64_t qkv_width() const { return q_width() + 2 * kv_width(); }
+
+  Status CheckBatch(std::span<const ForwardSequence> sequences) const;
+  void FillRope(const Batch& batch);
+  void Embed(const Batch& batch);
+  void RmsNorm(const float* rows, std::int64_t n_rows, const Weight& gain, void* out);
+  void Linear(std::int64_t n_rows, std::span<const LinearJob> jobs);
+  void WriteKv(int layer, const Batch& batch);
+  void PrepareQueries(int layer, const Batch& batch, const Batch& queries, const float* q, std::int64_t q_stride);
+  void ShowProjections(int layer, const Batch& batch, ForwardObserver& observer);
+  Batch LogitRows(const Batch& batch) const;
+  void KeepRows(const Batch& from, const Batch& to);
+  void Mlp(const LlamaLayerWeights& w, float* rows, std::int64_t n_rows);
+  void Layer(int layer, const Batch& batch, const Batch& queries, ForwardObserver* observer);
+};
+
+LlamaModel::LlamaModel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+LlamaModel::~LlamaModel() = default;
+
+Result<std::unique_ptr<LlamaModel>> LlamaModel::Open(std::shared_ptr<const Checkpoint> checkpoint,
+                                                     std::shared_ptr<const Plan> plan, const kernels::Ops& ops,
+                                                     ThreadPool& threads) {
+  if (plan != nullptr && plan->model_fingerprint() != checkpoint->fingerprint()) {
+    return FailedPrecondition("plan " + plan->plan_id() + " belongs to model " + plan->model_fingerprint() +
+                              ", not to " + checkpoint->fingerprint() + " in " + checkpoint->dir());
+  }
+  auto impl = std::make_unique<Impl>(ops, threads);
+  impl->config = checkpoint->config();
+  ZEROC_ASSIGN_OR_RETURN(impl->weights, LlamaWeights::Load(*checkpoint, plan.get()));
+  impl->inv_freq = RopeInverseFrequencies(impl->config);
+  impl->checkpoint = std::move(checkpoint);
+  impl->plan = std::move(plan);
+  return std::unique_ptr<LlamaModel>(new LlamaModel(std::move(impl)));
+}
+
+const ModelConfig& LlamaModel::config() const { return impl_->config; }
+const Checkpoint& LlamaModel::checkpoint() const { return *impl_->checkpoint; }
+const Plan* LlamaModel::plan() const { return impl_->plan.get(); }
+const kernels::Ops& LlamaModel::ops() const { return impl_->ops; }
+
+Result<std::shared_ptr<const KvFormat>> LlamaModel::Format(const std::string& profile) {
+  const auto found = impl_->formats.find(profile);
+  if (found != impl_->formats.end()) return found->second;
+  const int exact_bits = impl_->ops.act_bytes == 4 ? 32 : 16;
+  Result<std::shared_ptr<const KvFormat>> format = NotFound("profile '" + profile + "': the model was opened without a plan");
+  if (impl_->plan != nullptr) {
+    format = KvFormat::FromPlan(impl_->config, *impl_->plan, profile, exact_bits);
+  } else if (profile == "none" || profile == "bf16") {
+    format = KvFormat::Uncompressed(impl_->config, exact_bits);
+  }
+  if (format.ok()) impl_->formats[profile] = *format;
+  return format;
+}
+
+Status LlamaModel::Impl::CheckBatch(std::span<const ForwardSequence> sequences) const {
+  for (const ForwardSequence& sequence : sequences) {
+    ZEROC_CHECK(sequence.kv != nullptr && !sequence.tokens.empty() && sequence.n_logits >= 0 &&
+                    static_cast<std::size_t>(sequence.n_logits) <= sequence.tokens.size(),
+                sequence.tokens.size(), sequence.n_logits);
+    for (const std::int32_t id : sequence.tokens) {
+      if (id < 0 || id >= config.vocab_size) {
+        return InvalidArgument("token id " + std::to_string(id) + " is not in [0, " + std::to_string(config.vocab_size) +
+                               ")");
+      }
+    }
+  }
+  return OkStatus();
+}
+
+void LlamaModel::Impl::FillRope(const Batch& batch) {
+  const std::size_t half = inv_freq.size();
+  float* c = cos.Get(static_cast<std::size_t>(batch.n_rows()) * half);
+  float* s = sin.Get(static_cast<std::size_t>(batch.n_rows()) * half);
+  threads.ParallelFor(batch.sequences.size(), [&](std::size_t seq, int) {
+    const int first_pos = batch.sequences[seq].kv->n_tokens();
+    for (std::int64_t row = batch.row_begin[seq]; row < batch.row_begin[seq + 1]; ++row) {
+      const double pos = static_cast<double>(first_pos + (row - batch.row_begin[seq]));
+      for (std::size_t i = 0; i < half; ++i) {
+        const double angle = pos * inv_freq[i];
+        c[static_cast<std::size_t>(row) * half + i] = static_cast<float>(std::cos(angle));
+        s[static_cast<std::size_t>(row) * half + i] = static_cast<float>(std::sin(angle));
+      }
+    }
+  });
+}
+
+void LlamaModel::Impl::Embed(const Batch& batch) {
+  std::int32_t* all = ids.Get(static_cast<std::size_t>(batch.n_rows()));
+  for (std::size_t seq = 0; seq < batch.sequences.size(); ++seq) {
+    std::copy(batch.sequences[seq].tokens.begin(), batch.sequences[seq].tokens.end(), all + batch.row_begin[seq]);
+  }
+  float* out = x.Get(static_cast<std::size_t>(batch.n_rows() * config.hidden_size));
+  Run(ops.embed({weights.embedding.data, all, batch.n_rows(), config.hidden_size, out}), "embed");
+}
+
+void LlamaModel::Impl::RmsNorm(const float* rows, std::int64_t n_rows, const Weight& gain, void* out) {
+  const std::int64_t step = std::max<std::int64_t>(8, (n_rows + threads.size() - 1) / threads.size());
+  const std::int64_t hidden = config.hidden_size;
+  threads.ParallelFor(static_cast<std::size_t>((n_rows + step - 1) / step), [&](std::size_t item, int) {
+    const std::int64_t begin = static_cast<std::int64_t>(item) * step;
+    Run(ops.rms_norm({rows + begin * hidden, gain.data, std::min(step, n_rows - begin), hidden, config.rms_norm_eps,
+                      static_cast<std::uint8_t*>(out) + begin * hidden * ops.act_bytes}),
+        "rms_norm");
+  });
+}
+
+void LlamaModel::Impl::Linear(std::int64_t n_rows, std::span<const LinearJob> jobs) {
+  // Few rows: the weights' bytes are the cost, so cut finely for balance. Many rows: one piece per thread, in multiples
+  // of 64 outputs, keeps the matrix kernel efficient.
+  struct Piece {
+    std::size_t job;
+    std::int64_t begin, end;
+  };
+  std::vector<Piece> pieces;
+  for (std::size_t j = 0; j < jobs.size(); ++j) {
+    const std::int64_t per_thread = n_rows <= 8 ? 4 : 1;
+    const std::int64_t n_pieces = per_thread * threads.size();
+    const std::int64_t step = std::max<std::int64_t>(64, (jobs[j].n_out / n_pieces + 63) / 64 * 64);
+    for (std::int64_t begin = 0; begin < jobs[j].n_out; begin += step) {
+      pieces.push_back({j, begin, std::min(begin + step, jobs[j].n_out)});
+    }
+  }
+  threads.ParallelFor(pieces.size(), [&](std::size_t item, int) {
+    const Piece& piece = pieces[item];
+    const LinearJob& job = jobs[piece.job];
+    const float* bias = job.bias == nullptr || job.bias->empty() ? nullptr : job.bias->data();
+    Run(ops.linear({job.x, n_rows, job.k, job.w->data, bias, job.n_out, piece.begin, piece.end, job.y, job.y_stride,
+                    job.accumulate}),
+        "linear");
+  });
+}
+
+// RoPE, map, exact write and packing of every new token; a block is packed by the task that completes it, while it is
+// still in the cache.
+void LlamaModel::Impl::WriteKv(int layer, const Batch& batch) {
+  struct Item {
+    std::size_t seq;
+    int head;
+    int block;  // logical
+  };
+  std::vector<Item> items;
+  for (std::size_t seq = 0; seq < batch.sequences.size(); ++seq) {
+    const SequenceKv& kv = *batch.sequences[seq].kv;
+    const int n_new = static_cast<int>(batch.sequences[seq].tokens.size());
+    const int write_begin = kv.n_tokens() / kBlockTokens;
+    const int write_end = (kv.n_tokens() + n_new - 1) / kBlockTokens + 1;
+    const int first = kv.pack_begin() < kv.pack_end() ? std::min(kv.pack_begin(), write_begin) : write_begin;
+    for (int block = first; block < write_end; ++block) {
+      for (int head = 0; head < config.n_kv_heads; ++head) items.push_back({seq, head, block});
+    }
+  }
+  const std::size_t half = inv_freq.size();
+  threads.ParallelFor(items.size(), [&](std::size_t item, int) {
+    const auto [seq, head, block] = items[item];
+    SequenceKv& kv = *batch.sequences[seq].kv;
+    const KvFormat& format = kv.format();
+    const int first_pos = kv.n_tokens();
+    const int begin = std::max(first_pos, block * kBlockTokens);
+    const int end = std::min(first_pos + static_cast<int>(batch.sequences[seq].tokens.size()), (block + 1) * kBlockTokens);
+    if (begin < end) {
+      const std::int64_t row = batch.row_begin[seq] + (begin - first_pos);
+      const float* k = qkv.data() + row * qkv_width() + q_width();
+      Run(ops.kv_write({k, k + kv_width(), qkv_width(), begin, end - begin, head, head + 1,
+                        {cos.data() + static_cast<std::size_t>(row) * half, sin.data() + static_cast<std::size_t>(row) * half},
+                        format.packs ? format.k_map[static_cast<std::size_t>(layer)].data() : nullptr, &format.exact,
+                        kv.WriteBlocks(layer) + (block - first_pos / kBlockTokens)}),
+          "kv_write");
+    }
+    if (block >= kv.pack_begin() && block < kv.pack_end()) {
+      Run(ops.kv_pack({kv.ExactBlock(layer, block), &format.exact, kv.PackedBlock(layer, block),
+                       &format.packed[static_cast<std::size_t>(layer)], head, head + 1}),
+          "kv_pack");
+    }
+  });
+  for (const ForwardSequence& sequence : batch.sequences) {
+    if (sequence.kv->pack_begin() == 0 && sequence.kv->pack_end() > 0) sequence.kv->CopySink(layer);
+  }
+}
+
+// Rotates, maps and scales the queries of `queries`, a suffix of every sequence's rows in `batch`.
+void LlamaModel::Impl::PrepareQueries(int layer, const Batch& batch, const Batch& queries, const float* q,
+                                      std::int64_t q_stride) {
+  const auto n_heads = static_cast<std::size_t>(config.n_kv_heads);
+  const std::size_t half = inv_freq.size();
+  float* out = q_prep.Get(static_cast<std::size_t>(queries.n_rows() * q_width()));
+  threads.ParallelFor(queries.sequences.size() * n_heads, [&](std::size_t item, int) {
+    const std::size_t seq = item / n_heads;
+    const int head = static_cast<int>(item % n_heads);
+    const std::int64_t row = queries.row_begin[seq];
+    const std::int64_t n = queries.row_begin[seq + 1] - row;
+    if (n == 0) return;
+    const std::int64_t rope_row = batch.row_begin[seq + 1] - n;
+    const KvFormat& format = queries.sequences[seq].kv->format();
+    Run(ops.query_prep({q + row * q_stride, q_stride, static_cast<std::int32_t>(n),
+                        static_cast<std::int32_t>(config.n_heads), static_cast<std::int32_t>(config.n_kv_heads),
+                        static_cast<std::int32_t>(config.head_dim), head, head + 1,
+                        {cos.data() + static_cast<std::size_t>(rope_row) * half,
+                         sin.data() + static_cast<std::size_t>(rope_row) * half},
+                        format.packs ? format.q_map[static_cast<std::size_t>(layer)].data() : nullptr,
+                        1.0f / std::sqrt(static_cast<float>(config.head_dim)), out + row * q_width()}),
+        "query_prep");
+  });
+}
+
+// The same RoPE as the engine's, without map and scale, for calibration.
+void LlamaModel::Impl::ShowProjections(int layer, const Batch& batch, ForwardObserver& observer) {
+  const std::size_t half = inv_freq.size();
+  const auto d = static_cast<std::int32_t>(config.head_dim);
+  const auto n_heads = static_cast<std::int32_t>(config.n_heads);
+  const auto n_kv_heads = static_cast<std::int32_t>(config.n_kv_heads);
+  const std::int64_t group = config.n_heads / config.n_kv_heads;
+  for (std::size_t seq = 0; seq < batch.sequences.size(); ++seq) {
+    const std::int64_t row = batch.row_begin[seq];
+    const auto n = static_cast<std::int32_t>(batch.row_begin[seq + 1] - row);
+    const float* q = qkv.data() + row * qkv_width();
+    const kernels::RopeRows rope{cos.data() + static_cast<std::size_t>(row) * half,
+                                 sin.data() + static_cast<std::size_t>(row) * half};
+    std::vector<float> q_rows(static_cast<std::size_t>(n * q_width()));
+    std::vector<float> k_rows(static_cast<std::size_t>(n * kv_width()));
+    Run(ops.query_prep({q, qkv_width(), n, n_heads, n_kv_heads, d, 0, n_kv_heads, rope, nullptr, 1.0f, q_rows.data()}),
+        "query_prep");
+    Run(ops.query_prep({q + q_width(), qkv_width(), n, n_kv_heads, n_kv_heads, d, 0, n_kv_heads, rope, nullptr, 1.0f,
+                        k_rows.data()}),
+        "query_prep");
+    observer.OnProjections(layer, batch.sequences[seq].kv->n_tokens(), n,
+                           {q_rows.data(), group * d, n * group * d}, {k_rows.data(), d, std::int64_t{n} * d},
+                           {q + q_width() + kv_width(), qkv_width(), d});
+  }
+}
+
+LlamaModel::Impl::Batch LlamaModel::Impl::LogitRows(const Batch& batch) const {
+  Batch rows{batch.sequences, {0}};
+  for (const ForwardSequence& sequence : batch.sequences) rows.row_begin.push_back(rows.row_begin.back() + sequence.n_logits);
+  return rows;
+}
+
+// Moves the last rows of every sequence in x and act together: what the last layer still has to compute.
+void LlamaModel::Impl::KeepRows(const Batch& from, const Batch& to) {
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t act_row = hidden * ops.act_bytes;
+  for (std::size_t seq = 0; seq < to.sequences.size(); ++seq) {
+    const std::int64_t n = to.row_begin[seq + 1] - to.row_begin[seq];
+    const std::int64_t source = from.row_begin[seq + 1] - n;
+    std::copy_n(x.data() + source * hidden, n * hidden, x.data() + to.row_begin[seq] * hidden);
+    std::copy_n(act.data() + source * act_row, n * act_row, act.data() + to.row_begin[seq] * act_row);
+  }
+}
+
+void LlamaModel::Impl::Mlp(const LlamaLayerWeights& w, float* rows, std::int64_t n_rows) {
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t width = config.intermediate_size;
+  RmsNorm(rows, n_rows, w.mlp_norm, act.data());
+  float* gate_up = mlp.Get(static_cast<std::size_t>(n_rows * 2 * width));
+  const LinearJob up_jobs[] = {{act.data(), hidden, &w.w_gate, nullptr, width, gate_up, 2 * width, false},
+                               {act.data(), hidden, &w.w_up, nullptr, width, gate_up + width, 2 * width, false}};
+  Linear(n_rows, up_jobs);
+  std::uint8_t* wide = act_wide.Get(static_cast<std::size_t>(n_rows * std::max(width, q_width()) * ops.act_bytes));
+  const std::int64_t step = std::max<std::int64_t>(8, (n_rows + threads.size() - 1) / threads.size());
+  threads.ParallelFor(static_cast<std::size_t>((n_rows + step - 1) / step), [&](std::size_t item, int) {
+    const std::int64_t begin = static_cast<std::int64_t>(item) * step;
+    const float* gate = gate_up + begin * 2 * width;
+    Run(ops.swiglu({gate, gate + width, std::min(step, n_rows - begin), width, 2 * width, wide + begin * width * ops.act_bytes}),
+        "swiglu");
+  });
+  const LinearJob down[] = {{wide, width, &w.w_down, nullptr, hidden, rows, hidden, true}};
+  Linear(n_rows, down);
+}
+
+void LlamaModel::Impl::Layer(int layer, const Batch& batch, const Batch& queries, ForwardObserver* observer) {
+  const LlamaLayerWeights& w = weights.layers[static_cast<std::size_t>(layer)];
+  const std::int64_t hidden = config.hidden_size;
+  const std::int64_t n_rows = batch.n_rows();
+  const std::int64_t stride = qkv_width();
+  const bool shorter = queries.n_rows() != n_rows;
+
+  void* normed = act.Get(static_cast<std::size_t>(n_rows * hidden * ops.act_bytes));
+  RmsNorm(x.data(), n_rows, w.attention_norm, normed);
+  float* q = qkv.Get(static_cast<std::size_t>(n_rows * stride));
+  float* k = q + q_width();
+  std::vector<LinearJob> jobs = {{normed, hidden, &w.w_k, &w.b_k, kv_width(), k, stride, false},
+                                 {normed, hidden, &w.w_v, &w.b_v, kv_width(), k + kv_width(), stride, false}};
+  if (!shorter) jobs.push_back({normed, hidden, &w.w_q, &w.b_q, q_width(), q, stride, false});
+  Linear(n_rows, jobs);
+  if (observer != nullptr && observer->WantsProjections()) ShowProjections(layer, batch, *observer);
+  WriteKv(layer, batch);
+  if (observer != nullptr) observer->OnLayerWritten(layer);
+
+  if (queries.n_rows() == 0) return;
+  if (shorter) {
+    KeepRows(batch, queries);
+    const LinearJob q_job[] = {{normed, hidden, &w.w_q, &w.b_q, q_width(), q, stride, false}};
+    Linear(queries.n_rows(), q_job);
+  }
+  PrepareQueries(layer, batch, queries, q, stride);
+  std::uint8_t* attended = act_wide.Get(
+      static_cast<std::size_t>(queries.n_rows() * std::max(config.intermediate_size, q_width()) * ops.act_bytes));
+  std::vector<AttentionQueries> list;
+  for (std::size_t seq = 0; seq < queries.sequences.size(); ++seq) {
+    const std::int64_t row = queries.row_begin[seq];
+    const auto n = static_cast<int>(queries.row_begin[seq + 1] - row);
+    const SequenceKv* kv = queries.sequences[seq].kv;
+    const int end_pos = kv->n_tokens() + static_cast<int>(queries.sequences[seq].tokens.size());
+    if (n > 0) list.push_back({kv, end_pos - n, n, q_prep.data() + row * q_width(), attended + row * q_width() * ops.act_bytes});
+  }
+  attention.Run(layer, static_cast<int>(config.n_heads), static_cast<int>(config.n_kv_heads),
+                static_cast<int>(config.head_dim), list);
+  const LinearJob o_job[] = {{attended, q_width(), &w.w_o, &w.b_o, hidden, x.data(), hidden, true}};
+  Linear(queries.n_rows(), o_job);
+  Mlp(w, x.data(), queries.n_rows());
+}
+
+Status LlamaModel::Forward(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer) {
+  Impl& m = *impl_;
+  if (sequences.empty()) return OkStatus();
+  ZEROC_RETURN_IF_ERROR(m.CheckBatch(sequences));
+  Impl::Batch batch{sequences, {0}};
+  for (const ForwardSequence& sequence : sequences) {
+    batch.row_begin.push_back(batch.row_begin.back() + static_cast<std::int64_t>(sequence.tokens.size()));
+  }
+  m.FillRope(batch);
+  for (const ForwardSequence& sequence : sequences) sequence.kv->BeginStep(static_cast<int>(sequence.tokens.size()));
+  m.Embed(batch);
+  // Rows whose logits nobody reads need only keys and values in the last layer.
+  const Impl::Batch logit_rows = m.LogitRows(batch);
+  const bool all_rows = observer != nullptr && observer->WantsProjections();
+  const int n_layers = static_cast<int>(m.config.n_layers);
+  for (int layer = 0; layer < n_layers; ++layer) {
+    const bool last = layer + 1 == n_layers && !all_rows;
+    m.Layer(layer, batch, last ? logit_rows : batch, observer);
+  }
+  for (const ForwardSequence& sequence : sequences) sequence.kv->EndStep();
+  const std::int64_t n_logits = logit_rows.n_rows();
+  if (n_logits == 0) return OkStatus();
+  if (all_rows) m.KeepRows(batch, logit_rows);
+  m.RmsNorm(m.x.data(), n_logits, m.weights.final_norm, m.act.data());
+  const Impl::LinearJob head[] = {{m.act.data(), m.config.hidden_size, &m.weights.lm_head, nullptr, m.config.vocab_size,
+                                   logits, m.config.vocab_size, false}};
+  m.Linear(n_logits, head);
+  return OkStatus();
+}
+
+}  // namespace zeroc
