@@ -1,0 +1,213 @@
+#include "libzeroc/handoff/block_table.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "libzeroc/handoff/byte_codec.h"
+
+namespace zeroc {
+namespace {
+
+constexpr std::uint32_t kMagic = 0x54424b5a;  // "ZKBT"
+constexpr std::uint16_t kVersion = 1;
+constexpr std::size_t kNameBytesMax = 128;
+constexpr std::uint32_t kPromptTokensMax = 1u << 26;
+constexpr std::uint16_t kLayersMax = 1024;
+constexpr std::uint32_t kBlockBytesMax = 1u << 26;
+constexpr std::size_t kLayerHeaderBytes = 21;
+
+std::uint32_t BlocksFor(std::uint32_t n_tokens) {
+  return (n_tokens + kernels::kBlockTokens - 1) / static_cast<std::uint32_t>(kernels::kBlockTokens);
+}
+
+Status BadField(const std::string& what) { return InvalidArgument("block table: " + what); }
+
+bool IsBlockSize(std::uint32_t bytes) { return bytes > 0 && bytes % 64 == 0 && bytes <= kBlockBytesMax; }
+
+Status CheckLayer(const BlockTable::Layer& layer, std::uint32_t n_blocks, const std::string& where) {
+  if (layer.blocks.packed.size() + layer.blocks.exact.size() != n_blocks) {
+    return BadField(where + ": " + std::to_string(layer.blocks.packed.size()) + " packed and " +
+                    std::to_string(layer.blocks.exact.size()) + " exact blocks, the prompt has " +
+                    std::to_string(n_blocks));
+  }
+  if (layer.blocks.sink.valid() && layer.blocks.packed.empty()) return BadField(where + ": a sink without packed blocks");
+  if (!layer.blocks.packed.empty() && !IsBlockSize(layer.packed_bytes)) return BadField(where + ": packed block size");
+  if (!layer.blocks.exact.empty() && !IsBlockSize(layer.exact_bytes)) return BadField(where + ": exact block size");
+  if (layer.blocks.sink.valid() && !IsBlockSize(layer.sink_bytes)) return BadField(where + ": sink block size");
+  return OkStatus();
+}
+
+bool ReadUnits(ByteReader& in, std::uint32_t n, std::vector<BlockRef>* out) {
+  if (!in.Holds(n, sizeof(std::uint32_t))) return false;
+  out->reserve(n);
+  for (std::uint32_t i = 0; i < n; ++i) out->push_back({in.Int<std::uint32_t>()});
+  return std::all_of(out->begin(), out->end(), [](BlockRef ref) { return ref.valid(); });
+}
+
+Status Differs(const std::string& what, const std::string& ours, const std::string& theirs) {
+  return FailedPrecondition("lease: " + what + " is " + ours + " on one side and " + theirs + " on the other");
+}
+
+}  // namespace
+
+BlockTable BlockTable::Of(const SequenceKv& kv, int n_prompt_tokens, std::string model_fingerprint,
+                          std::string plan_id) {
+  const KvFormat& format = kv.format();
+  BlockTable table;
+  table.identity_ = {std::move(model_fingerprint), std::move(plan_id), format.profile, format.layout_hash};
+  table.n_prompt_tokens_ = n_prompt_tokens;
+  for (int l = 0; l < format.n_layers; ++l) {
+    Layer layer;
+    layer.blocks = kv.BlocksAt(l, n_prompt_tokens);
+    if (!layer.blocks.packed.empty()) {
+      layer.packed_bytes = static_cast<std::uint32_t>(format.packed[static_cast<std::size_t>(l)].block_bytes);
+    }
+    if (format.sink_tokens == 0) layer.blocks.sink = BlockRef{};
+    if (layer.blocks.sink.valid()) layer.sink_bytes = static_cast<std::uint32_t>(format.sink.block_bytes);
+    layer.exact_bytes = static_cast<std::uint32_t>(format.exact.block_bytes);
+    table.layers_.push_back(std::move(layer));
+  }
+  table.Count();
+  return table;
+}
+
+void BlockTable::Count() {
+  n_blocks_ = 0;
+  n_bytes_ = 0;
+  for (Layer& layer : layers_) {
+    layer.first_block = n_blocks_;
+    n_blocks_ += static_cast<std::uint32_t>(layer.blocks.packed.size() + layer.blocks.exact.size());
+    n_bytes_ += layer.blocks.packed.size() * std::uint64_t{layer.packed_bytes};
+    n_bytes_ += layer.blocks.exact.size() * std::uint64_t{layer.exact_bytes};
+    if (layer.blocks.sink.valid()) {
+      ++n_blocks_;
+      n_bytes_ += layer.sink_bytes;
+    }
+  }
+}
+
+std::string BlockTable::Serialise() const {
+  ByteWriter out;
+  out.Int(kMagic);
+  out.Int(kVersion);
+  out.Text(identity_.model_fingerprint);
+  out.Text(identity_.plan_id);
+  out.Text(identity_.profile);
+  out.Int(identity_.layout_hash);
+  out.Int(static_cast<std::uint32_t>(n_prompt_tokens_));
+  out.Int(static_cast<std::uint16_t>(layers_.size()));
+  for (const Layer& layer : layers_) {
+    out.Int(layer.packed_bytes);
+    out.Int(layer.sink_bytes);
+    out.Int(layer.exact_bytes);
+    out.Int(static_cast<std::uint32_t>(layer.blocks.packed.size()));
+    out.Int(static_cast<std::uint32_t>(layer.blocks.exact.size()));
+    out.Int(static_cast<std::uint8_t>(layer.blocks.sink.valid() ? 1 : 0));
+    for (const BlockRef ref : layer.blocks.packed) out.Int(ref.unit);
+    if (layer.blocks.sink.valid()) out.Int(layer.blocks.sink.unit);
+    for (const BlockRef ref : layer.blocks.exact) out.Int(ref.unit);
+  }
+  return out.Take();
+}
+
+Result<BlockTable> BlockTable::Parse(std::span<const std::byte> bytes) {
+  ByteReader in(bytes);
+  if (in.Int<std::uint32_t>() != kMagic) return BadField("not a block table");
+  if (const auto version = in.Int<std::uint16_t>(); version != kVersion) {
+    return BadField("version " + std::to_string(version) + ", this worker reads " + std::to_string(kVersion));
+  }
+  BlockTable table;
+  table.identity_.model_fingerprint = in.Text(kNameBytesMax);
+  table.identity_.plan_id = in.Text(kNameBytesMax);
+  table.identity_.profile = in.Text(kNameBytesMax);
+  table.identity_.layout_hash = in.Int<std::uint64_t>();
+  const auto n_prompt_tokens = in.Int<std::uint32_t>();
+  const auto n_layers = in.Int<std::uint16_t>();
+  if (in.failed()) return BadField("truncated header");
+  if (n_prompt_tokens == 0 || n_prompt_tokens > kPromptTokensMax) return BadField("n_prompt_tokens out of range");
+  if (n_layers == 0 || n_layers > kLayersMax) return BadField("n_layers out of range");
+  if (!in.Holds(n_layers, kLayerHeaderBytes)) return BadField("truncated");
+  table.n_prompt_tokens_ = static_cast<int>(n_prompt_tokens);
+  table.layers_.resize(n_layers);
+  std::uint64_t n_blocks = 0;
+  for (std::uint16_t l = 0; l < n_layers; ++l) {
+    const std::string where = "layer " + std::to_string(l);
+    Layer& layer = table.layers_[l];
+    layer.packed_bytes = in.Int<std::uint32_t>();
+    layer.sink_bytes = in.Int<std::uint32_t>();
+    layer.exact_bytes = in.Int<std::uint32_t>();
+    const auto n_packed = in.Int<std::uint32_t>();
+    const auto n_exact = in.Int<std::uint32_t>();
+    const auto has_sink = in.Int<std::uint8_t>();
+    n_blocks += std::uint64_t{n_packed} + n_exact + has_sink;
+    if (n_blocks > kBlocksMax) return BadField(where + ": more than " + std::to_string(kBlocksMax) + " blocks");
+    if (has_sink > 1) return BadField(where + ": sink flag");
+    std::vector<BlockRef> sink;
+    if (!ReadUnits(in, n_packed, &layer.blocks.packed) || !ReadUnits(in, has_sink, &sink) ||
+        !ReadUnits(in, n_exact, &layer.blocks.exact)) {
+      return BadField(where + ": truncated, or a block without a place");
+    }
+    if (has_sink == 1) layer.blocks.sink = sink[0];
+    ZEROC_RETURN_IF_ERROR(CheckLayer(layer, BlocksFor(n_prompt_tokens), where));
+  }
+  if (!in.AtEnd()) return BadField("trailing bytes");
+  table.Count();
+  return table;
+}
+
+std::vector<BlockExtent> BlockTable::Extents() const {
+  std::vector<BlockExtent> extents;
+  extents.reserve(n_blocks_);
+  for (const Layer& layer : layers_) {
+    for (const BlockRef ref : layer.blocks.packed) extents.push_back({ref.offset(), layer.packed_bytes});
+    if (layer.blocks.sink.valid()) extents.push_back({layer.blocks.sink.offset(), layer.sink_bytes});
+    for (const BlockRef ref : layer.blocks.exact) extents.push_back({ref.offset(), layer.exact_bytes});
+  }
+  return extents;
+}
+
+Status BlockTable::CheckSameShape(const BlockTable& other) const {
+  const KvIdentity& a = identity_;
+  const KvIdentity& b = other.identity_;
+  if (a.model_fingerprint != b.model_fingerprint) return Differs("the model", a.model_fingerprint, b.model_fingerprint);
+  if (a.plan_id != b.plan_id) return Differs("the plan", '"' + a.plan_id + '"', '"' + b.plan_id + '"');
+  if (a.profile != b.profile) return Differs("the profile", a.profile, b.profile);
+  if (a.layout_hash != b.layout_hash) {
+    return Differs("the layout hash", std::to_string(a.layout_hash), std::to_string(b.layout_hash));
+  }
+  if (n_prompt_tokens_ != other.n_prompt_tokens_) {
+    return Differs("the prompt's length", std::to_string(n_prompt_tokens_), std::to_string(other.n_prompt_tokens_));
+  }
+  if (n_layers() != other.n_layers()) {
+    return Differs("the number of layers", std::to_string(n_layers()), std::to_string(other.n_layers()));
+  }
+  for (std::size_t l = 0; l < layers_.size(); ++l) {
+    const Layer& x = layers_[l];
+    const Layer& y = other.layers_[l];
+    if (x.packed_bytes != y.packed_bytes || x.sink_bytes != y.sink_bytes || x.exact_bytes != y.exact_bytes ||
+        x.blocks.packed.size() != y.blocks.packed.size() || x.blocks.exact.size() != y.blocks.exact.size() ||
+        x.blocks.sink.valid() != y.blocks.sink.valid()) {
+      return FailedPrecondition("lease: layer " + std::to_string(l) + " has other blocks on the two sides");
+    }
+  }
+  return OkStatus();
+}
+
+Status BlockTable::CheckPlaces(std::uint64_t arena_bytes) const {
+  std::vector<BlockExtent> extents = Extents();
+  std::sort(extents.begin(), extents.end(),
+            [](const BlockExtent& a, const BlockExtent& b) { return a.offset < b.offset; });
+  std::uint64_t end = 0;
+  for (const BlockExtent& extent : extents) {
+    if (extent.offset + extent.bytes > arena_bytes) {
+      return Status(StatusCode::kOutOfRange, "block table: a block ends at byte " +
+                                                 std::to_string(extent.offset + extent.bytes) + " of an arena of " +
+                                                 std::to_string(arena_bytes));
+    }
+    if (extent.offset < end) return BadField("two blocks overlap at byte " + std::to_string(extent.offset));
+    end = extent.offset + extent.bytes;
+  }
+  return OkStatus();
+}
+
+}  // namespace zeroc
