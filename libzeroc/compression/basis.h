@@ -27,8 +27,8 @@ struct SecondMoment {
 };
 
 struct BasisOptions {
-  double damping = 1e-2;       // this share of the mean diagonal is added to both diagonals
-  int min_samples_per_dim = 4; // fewer samples than this many times dim say little about the small directions
+  double damping = 1e-2;        // this share of the mean diagonal is added to both diagonals
+  int min_samples_per_dim = 4;  // fewer samples than this many times dim say little about the small directions
 };
 
 // Row-major [dim, dim]; column i of a and b belongs to s[i]. s is sorted, largest first. Signs are fixed (the largest

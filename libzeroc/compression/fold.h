@@ -20,12 +20,12 @@ struct TensorView;
 
 // The maps of one layer, row-major [n_kv_heads, head_dim, head_dim] each, coordinates sorted by falling spectrum.
 struct LayerMaps {
-  std::vector<float> a;      // queries:        q' = A^T q
-  std::vector<float> b;      // keys:           k' = B^T k,   A B^T = I
-  std::vector<float> m;      // values:         v' = M^T v
-  std::vector<float> n;      // output weights: W_O' = W_O N, M N^T = I
-  std::vector<float> s_qk;   // [n_kv_heads, head_dim] spectrum of the scores
-  std::vector<float> s_vo;   // [n_kv_heads, head_dim] spectrum of the outputs
+  std::vector<float> a;     // queries:        q' = A^T q
+  std::vector<float> b;     // keys:           k' = B^T k,   A B^T = I
+  std::vector<float> m;     // values:         v' = M^T v
+  std::vector<float> n;     // output weights: W_O' = W_O N, M N^T = I
+  std::vector<float> s_qk;  // [n_kv_heads, head_dim] spectrum of the scores
+  std::vector<float> s_vo;  // [n_kv_heads, head_dim] spectrum of the outputs
 };
 
 // H_g of one KV head. w_o: [hidden, n_heads * head_dim] in bf16, f16 or f32, row-major as in Hugging Face checkpoints.

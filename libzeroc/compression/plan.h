@@ -4,8 +4,8 @@
 // is immutable and has passed every check, so readers on any thread may trust its sizes and widths.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -36,7 +36,7 @@ struct CalibrationFacts {
   double damping = 0;
 };
 
-// XXH3-128 of the bytes as 32 hex digits.
+// XXH3-128 of the bytes as 32 hex digits (what `xxhsum -H2` prints).
 std::string HashText(std::string_view bytes);
 
 struct PlanContents {
@@ -44,8 +44,8 @@ struct PlanContents {
   ModelGeometry geometry;
   std::vector<LayerMaps> layers;  // [n_layers]
   CalibrationFacts calibration;
-  double ppl_base = 0;            // decode-scored, uncompressed model, held-out text; 0: not measured
-  std::vector<Profile> ladder;    // StandardLadder's five and any more, names unique
+  double ppl_base = 0;          // decode-scored, uncompressed model, held-out text; 0: not measured
+  std::vector<Profile> ladder;  // StandardLadder's five and any more, names unique
 };
 
 // A profile's own key and query maps of one layer, [n_kv_heads, head_dim, head_dim] each; both empty for a profile
@@ -67,7 +67,7 @@ class Plan {
   // As above, and kFailedPrecondition naming both fingerprints when the plan belongs to another model.
   static Result<Plan> Open(const std::string& path, const Checkpoint& checkpoint);
   // The same from bytes in memory; `name` stands for the path in messages. The bytes need not outlive the call.
-  static Result<Plan> Parse(std::span<const std::uint8_t> bytes, const std::string& name);
+  static Result<Plan> Parse(std::span<const std::byte> bytes, const std::string& name);
 
   // Writes a temporary file beside `path`, then renames: a reader sees the old plan or the new one.
   Status Save(const std::string& path) const;

@@ -49,21 +49,22 @@ struct KvShape {
 // What a profile costs. Bytes count everything held at the end of a kCostContext-token window: packed codes and scales,
 // exact blocks, the sink block, padding. The increases are decode-scored perplexity minus the uncompressed model's.
 struct ProfileCost {
-  double bits_per_element = 0;    // kv_bytes_per_token * 8 / (2 * n_layers * n_kv_heads * head_dim)
-  double kv_bytes_per_token = 0;  // bytes, all layers
-  bool measured = false;          // false: the figures below say nothing
-  double ppl_increase = 0;        // the promise: the larger of the two below, absolute
-  double ppl_increase_rel = 0;    // ppl_increase / ppl_base
-  double ppl_increase_direct = 0; // on held-out text; may be negative by noise
-  double ppl_increase_kl = 0;     // ppl_base * (exp(kl) - 1)
-  double kl = 0;                  // nats per token against the uncompressed model
-  std::optional<double> recall;   // share of exact answers, 0 to 1; unset without a recall set
+  double bits_per_element = 0;     // kv_bytes_per_token * 8 / (2 * n_layers * n_kv_heads * head_dim)
+  double kv_bytes_per_token = 0;   // bytes, all layers
+  bool measured = false;           // false: the figures below say nothing
+  double ppl_increase = 0;         // the promise: the larger of the two below, absolute
+  double ppl_increase_rel = 0;     // ppl_increase / ppl_base
+  double ppl_increase_direct = 0;  // on held-out text; may be negative by noise
+  double ppl_increase_kl = 0;      // ppl_base * (exp(kl) - 1)
+  double kl = 0;                   // nats per token against the uncompressed model
+  std::optional<double> recall;    // share of exact answers, 0 to 1; unset without a recall set
 };
 
 inline constexpr int kCostContext = 4096;  // tokens
 
-// The larger of the direct and the KL-based increase, from one measurement against a base perplexity.
-ProfileCost MeasuredCost(const ProfileCost& bytes, double ppl_base, double ppl, double kl, std::optional<double> recall);
+// The measured half of a cost (bytes stay 0; Plan::Create fills them). ppl_base > 0; increase_direct is the profile's
+// perplexity minus ppl_base. A KL below zero, which only rounding can give, counts as zero.
+ProfileCost MeasuredCost(double ppl_base, double increase_direct, double kl, std::optional<double> recall);
 
 struct Profile {
   std::string name;
