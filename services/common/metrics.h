@@ -1,0 +1,65 @@
+// Every metric of ZeroC's services, as named methods. Names, labels and units: docs/metrics.md.
+//
+// Thread-safe. A metric appears on the page after its first call, so each service shows only what it has. Base units:
+// seconds, bytes, ratios. Label values come from small fixed sets (profiles, reasons, status codes), never from clients.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+
+namespace zeroc {
+
+class Metrics {
+ public:
+  // model_name is the constant label that vLLM's dashboards group by.
+  explicit Metrics(const std::string& model_name);
+  ~Metrics();
+  Metrics(const Metrics&) = delete;
+  Metrics& operator=(const Metrics&) = delete;
+
+  // The page, Prometheus text format 0.0.4.
+  std::string Render() const;
+
+  // ---- one request, at the router ----
+  void ObserveJct(std::string_view profile, std::string_view outcome, double seconds);
+  void ObservePhase(std::string_view phase, double seconds);  // queue, reserve, prefill, wire, admit, decode
+  void CountDecision(std::string_view profile, std::string_view reason);
+  void SetPplIncrease(std::string_view kind, double absolute);  // budget, predicted, audited; of the last request
+  void CountRetry(std::string_view stage);                      // reserve, prefill, decode
+  void SetWorkers(std::string_view role, double n);             // registered and healthy
+
+  // ---- keys and values ----
+  void AddKvBytes(std::string_view stage, std::uint64_t bytes);  // raw, packed, wire
+  void ObserveKvCompressionRatio(double ratio);                  // raw / wire of one request
+  void ObserveKvTransfer(double seconds);                        // first byte to last byte of one request
+  void SetKvBlocks(std::string_view state, double n);            // free, leased, resident, quarantine, ..
+  void CountLeaseExpired();
+  void CountChecksumFailure();
+  void AddSpBytes(std::string_view scheme, std::uint64_t bytes);
+
+  // ---- the shared meanings, by vLLM's names ----
+  void ObserveTimeToFirstToken(double seconds);
+  void ObserveInterTokenLatency(double seconds);
+  void ObserveE2eLatency(double seconds);
+  void ObserveQueueTime(double seconds);
+  void ObservePrefillTime(double seconds);
+  void ObserveDecodeTime(double seconds);
+  void SetRequestsRunning(double n);
+  void SetRequestsWaiting(double n);
+  void SetKvCacheUsage(double share);  // [0, 1]
+  void AddPromptTokens(std::uint64_t n);
+  void AddGenerationTokens(std::uint64_t n);
+  void CountSuccess(std::string_view finished_reason);  // stop, length
+
+  // What was chosen at start (transport, backend, isa, version, ..), as labels of zeroc_runtime_info = 1. Call once.
+  void SetRuntimeInfo(const std::map<std::string, std::string>& labels);
+
+ private:
+  struct Families;
+  std::unique_ptr<Families> families_;
+};
+
+}  // namespace zeroc
