@@ -1,0 +1,35 @@
+// The SIMD ops behind CpuOps(). Each op picks its instruction set at run time (Highway); activations are bf16.
+//
+// Internal to kernels/: tests and benches use the parts below the table to force one path. Any thread.
+// Sums run in float32 with fused multiply-add where the instruction set has it, so results differ between instruction
+// sets in the last bits; on one machine they are the same from run to run and for every split over threads.
+#pragma once
+
+#include "kernels/ops.h"
+
+namespace zeroc::kernels::cpu {
+
+KernelStatus Embed(const EmbedArgs& args);
+KernelStatus RmsNorm(const RmsNormArgs& args);
+KernelStatus Linear(const LinearArgs& args);
+KernelStatus SwiGlu(const SwiGluArgs& args);
+KernelStatus QueryPrep(const QueryPrepArgs& args);
+KernelStatus KvWrite(const KvWriteArgs& args);
+KernelStatus KvPack(const KvPackArgs& args);
+KernelStatus Attention(const AttentionArgs& args);
+KernelStatus AttentionMerge(const AttentionMergeArgs& args);
+
+// Name of the instruction set in use, e.g. "AVX3".
+const char* IsaName();
+
+// Rows up to this many take the matrix-vector kernels, which stream the weights once.
+inline constexpr int kMatVecRowsMax = 8;
+
+// The three ways of Linear; each takes any number of rows (LinearMatVec: at most kMatVecRowsMax).
+void LinearMatVec(const LinearArgs& args);
+// bf16 product of oneDNN on the weights where they lie. False where the processor has no fast one (below AVX-512).
+bool LinearOneDnn(const LinearArgs& args);
+// float32 product of oneDNN over converted panels of the weights, for those processors. False if out of memory.
+bool LinearSgemm(const LinearArgs& args);
+
+}  // namespace zeroc::kernels::cpu

@@ -1,0 +1,330 @@
+// query_prep, kv_write and kv_pack against the reference.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "kernels/cpu/test_util.h"
+#include "kernels/hadamard.h"
+#include "kernels/reference/reference.h"
+#include "kernels/scale_search.h"
+#include "kernels/tile_codec.h"
+
+namespace zeroc::kernels {
+namespace {
+
+struct Rope {
+  std::vector<float> cos, sin;
+  Rope(int n_tokens, int dim, int first_pos) {
+    for (int t = 0; t < n_tokens; ++t) {
+      for (int i = 0; i < dim / 2; ++i) {
+        const double angle = (first_pos + t) * std::pow(1e4, -2.0 * i / dim);
+        cos.push_back(static_cast<float>(std::cos(angle)));
+        sin.push_back(static_cast<float>(std::sin(angle)));
+      }
+    }
+  }
+};
+
+double Norm(const float* x, int n) {
+  double sum = 0;
+  for (int i = 0; i < n; ++i) sum += double{x[i]} * x[i];
+  return std::sqrt(sum);
+}
+
+// Bound of one mapped coordinate: d products of |rope(x)| <= |x| and a column of the map, doubled for the reference.
+double MapBound(const float* x, const float* map, int dim, int column, double scale) {
+  double column_norm = 1.0;
+  if (map != nullptr) {
+    column_norm = 0.0;
+    for (int i = 0; i < dim; ++i) column_norm += std::pow(map[i * dim + column], 2);
+    column_norm = std::sqrt(column_norm);
+  }
+  return 2 * (dim + 4) * kEps32 * scale * Norm(x, dim) * column_norm;
+}
+
+TEST(CpuQueryPrep, MatchesTheReference) {
+  Ledger ledger("query_prep");
+  ForEachTarget([&] {
+    for (int dim : {16, 64, 80, 96, 128, 256}) {
+      for (int group : {1, 3, 8}) {
+        const int n_kv_heads = 2, n_tokens = 5, n_heads = group * n_kv_heads;
+        Random random(static_cast<unsigned>(dim + group));
+        const std::int64_t stride = n_heads * dim + 1;
+        Guarded<float> q(random.Normals(static_cast<std::size_t>(n_tokens * stride)));
+        const auto map = random.Normals(static_cast<std::size_t>(n_kv_heads * dim * dim));
+        const Rope rope(n_tokens, dim, 1000);
+        for (bool with_map : {false, true}) {
+          for (bool with_rope : {false, true}) {
+            const std::size_t n = static_cast<std::size_t>(n_tokens * n_heads * dim);
+            std::vector<float> expected(n, -1.0f);
+            Guarded<float> out(std::vector<float>(n, -1.0f));
+            QueryPrepArgs args = {q.data(), stride, n_tokens, n_heads, n_kv_heads, dim,
+                                  1,        2,      {},       nullptr, 0.125f,     expected.data()};
+            if (with_rope) args.rope = {rope.cos.data(), rope.sin.data()};
+            if (with_map) args.q_map = map.data();
+            ASSERT_EQ(ReferenceOps().query_prep(args), KernelStatus::kOk);
+            args.out = out.data();
+            ASSERT_EQ(CpuOps().query_prep(args), KernelStatus::kOk);
+            for (int row = 0; row < n_tokens * group; ++row) {
+              const float* x = q.data() + row / group * stride + (group + row % group) * dim;
+              for (int i = 0; i < dim; ++i) {
+                const auto at = static_cast<std::size_t>((n_tokens * group + row) * dim + i);
+                const float* head_map = with_map ? map.data() + dim * dim : nullptr;
+                ledger.Check(out[at], expected[at], MapBound(x, head_map, dim, i, 0.125));
+              }
+            }
+            for (std::size_t i = 0; i < n / 2; ++i) ASSERT_EQ(out[i], -1.0f) << "head 0 is not part of the call";
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(CpuKvWrite, MatchesTheReferenceAndKeepsOtherRows) {
+  Ledger ledger("kv_write");
+  ForEachTarget([&] {
+    for (int dim : {64, 80, 128}) {
+      for (int bits : {16, 32}) {
+        const int heads = 3;
+        const auto layout = MustLayout(heads, dim, 64, {{bits, dim}}, {{bits, dim}}, false);
+        for (const auto& [first, n] :
+             std::vector<std::pair<int, int>>{{0, 1}, {63, 2}, {5, 64}, {130, 17}, {64, 128}}) {
+          Random random(static_cast<unsigned>(dim + first));
+          const int n_blocks = (first + n - 1) / 64 - first / 64 + 1;
+          const std::int64_t stride = heads * dim + 7;
+          Guarded<float> k(random.Normals(static_cast<std::size_t>(n * stride)));
+          Guarded<float> v(random.Normals(static_cast<std::size_t>(n * stride)));
+          const auto map = random.Normals(static_cast<std::size_t>(heads * dim * dim), 0.2f);
+          const Rope rope(n, dim, first);
+          const std::size_t bytes = static_cast<std::size_t>(n_blocks * layout.block_bytes);
+          std::vector<std::uint8_t> expected(bytes, 0xab);
+          Guarded<std::uint8_t> got(expected);
+          std::vector<std::uint8_t*> expected_blocks, got_blocks;
+          for (int b = 0; b < n_blocks; ++b) {
+            expected_blocks.push_back(expected.data() + b * layout.block_bytes);
+            got_blocks.push_back(got.data() + b * layout.block_bytes);
+          }
+          KvWriteArgs args = {k.data(),
+                              v.data(),
+                              stride,
+                              first,
+                              n,
+                              0,
+                              heads,
+                              {rope.cos.data(), rope.sin.data()},
+                              map.data(),
+                              &layout,
+                              expected_blocks.data()};
+          ASSERT_EQ(ReferenceOps().kv_write(args), KernelStatus::kOk);
+          args.blocks = got_blocks.data();
+          ASSERT_EQ(CpuOps().kv_write(args), KernelStatus::kOk);
+          for (int t = -(first % 64); t < n_blocks * 64 - first % 64; ++t) {
+            const int row = first % 64 + t;
+            for (int g = 0; g < heads; ++g) {
+              std::vector<float> a(static_cast<std::size_t>(dim)), b(a.size());
+              const std::int64_t at = row / 64 * layout.block_bytes + g * layout.head_bytes;
+              const bool written = t >= 0 && t < n;
+              reference::DecodeKeyRow(layout, expected.data() + at, row % 64, a.data());
+              reference::DecodeKeyRow(layout, got.data() + at, row % 64, b.data());
+              for (int i = 0; i < dim; ++i) {
+                double bound = 0;
+                if (written) {
+                  bound = MapBound(k.data() + t * stride + g * dim, map.data() + g * dim * dim, dim, i, 1.0);
+                  if (bits == 16) bound += 2 * kEpsBf16 * std::abs(a[static_cast<std::size_t>(i)]);  // may round apart
+                }
+                ledger.Check(b[static_cast<std::size_t>(i)], a[static_cast<std::size_t>(i)], bound);
+              }
+              reference::DecodeValueRow(layout, expected.data() + at, row % 64, a.data());
+              reference::DecodeValueRow(layout, got.data() + at, row % 64, b.data());
+              ASSERT_EQ(a, b) << "values are only rounded";
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+// An exact block of one head set from rows of floats.
+std::vector<std::uint8_t> ExactBlock(const KvBlockLayout& layout, const std::vector<float>& k,
+                                     const std::vector<float>& v) {
+  std::vector<std::uint8_t> block(static_cast<std::size_t>(layout.block_bytes), 0);
+  std::vector<std::uint8_t*> blocks = {block.data()};
+  EXPECT_EQ(ReferenceOps().kv_write({k.data(),
+                                     v.data(),
+                                     layout.n_kv_heads * layout.head_dim,
+                                     0,
+                                     64,
+                                     0,
+                                     layout.n_kv_heads,
+                                     {},
+                                     nullptr,
+                                     &layout,
+                                     blocks.data()}),
+            KernelStatus::kOk);
+  return block;
+}
+
+double RunError(const float* x, const float* y, int n) {
+  double sum = 0;
+  for (int i = 0; i < n; ++i) sum += std::pow(double{x[i]} - y[i], 2);
+  return sum;
+}
+
+// Error of plain min-max quantisation from `lo` to `hi`.
+double GridError(const float* x, int n, int bits, double lo, double hi) {
+  const double top = (1 << bits) - 1;
+  const double step = (hi - lo) / top;
+  double sum = 0;
+  for (int i = 0; i < n; ++i) {
+    const double code = step == 0 ? 0.0 : std::clamp(std::nearbyint((x[i] - lo) / step), 0.0, top);
+    sum += std::pow(x[i] - (lo + step * code), 2);
+  }
+  return sum;
+}
+
+// The same between the ends that the format can state: the scale code that covers the range, around its middle.
+double FormatGridError(const float* x, int n, int bits) {
+  const double lo = *std::min_element(x, x + n), hi = *std::max_element(x, x + n);
+  const double reach = std::max((hi - lo) / 2 * 128 / 127, std::abs(hi + lo) / 2 * 64 / 127);
+  const double half = std::exp2(std::ceil(8 * std::log2(reach) - 1e-5) / 8);
+  const double center = half / 64 * std::nearbyint((hi + lo) / 2 / half * 64);
+  return GridError(x, n, bits, center - half, center + half);
+}
+
+const std::vector<std::vector<KvRun>> kShapes64 = {{{8, 64}},
+                                                   {{4, 64}},
+                                                   {{3, 64}},
+                                                   {{2, 64}},
+                                                   {{1, 64}},
+                                                   {{16, 64}},
+                                                   {{32, 64}},
+                                                   {{4, 16}, {3, 16}, {2, 32}},
+                                                   {{8, 16}, {0, 16}, {1, 32}},
+                                                   {{16, 32}, {4, 32}},
+                                                   {{3, 48}, {0, 16}}};
+
+TEST(CpuKvPack, IsAsGoodAsTheReferenceAndAsMinMax) {
+  Ledger against_reference("kv_pack error over the reference's"), against_covering("kv_pack error over min-max");
+  ForEachTarget([&] {
+    const int dim = 64, heads = 2;
+    for (int exact_bits : {16, 32}) {
+      const auto exact = MustLayout(heads, dim, 64, {{exact_bits, dim}}, {{exact_bits, dim}}, false);
+      for (const auto& runs : kShapes64) {
+        for (bool rotate : {false, true}) {
+          for (int n_tokens : {16, 64}) {
+            const auto packed = MustLayout(heads, dim, n_tokens, runs, runs, rotate);
+            Random random(11);
+            auto k = random.Normals(64 * heads * dim), v = random.Normals(64 * heads * dim, 0.01f);
+            for (std::size_t i = 0; i < v.size(); i += 37) v[i] *= 20.0f;  // outliers
+            for (std::size_t i = 0; i < k.size(); ++i) k[i] += 3.0f * static_cast<float>(i % 5 == 0);
+            const auto block = ExactBlock(exact, k, v);
+            Guarded<std::uint8_t> source(block);
+            std::vector<std::uint8_t> expected(static_cast<std::size_t>(packed.block_bytes), 0x5a);
+            Guarded<std::uint8_t> got(expected);
+            ASSERT_EQ(ReferenceOps().kv_pack({source.data(), &exact, expected.data(), &packed, 0, heads}),
+                      KernelStatus::kOk);
+            ASSERT_EQ(CpuOps().kv_pack({source.data(), &exact, got.data(), &packed, 0, heads}), KernelStatus::kOk);
+            double total = 0, plain = 0;
+            for (int g = 0; g < heads; ++g) {
+              for (int t = 0; t < n_tokens; ++t) {
+                for (bool value : {false, true}) {
+                  const auto decode = value ? reference::DecodeValueRow : reference::DecodeKeyRow;
+                  float x[64], ref[64], cpu[64];
+                  decode(exact, source.data() + g * exact.head_bytes, t, x);
+                  decode(packed, expected.data() + g * packed.head_bytes, t, ref);
+                  decode(packed, got.data() + g * packed.head_bytes, t, cpu);
+                  int first = 0;
+                  for (const KvRun& run : runs) {
+                    float* part = x + first;
+                    const double ref_error = RunError(part, ref + first, run.width);
+                    const double cpu_error = RunError(part, cpu + first, run.width);
+                    const double norm = std::pow(Norm(part, run.width), 2);
+                    against_reference.Check(cpu_error, ref_error, 1e-5 * ref_error + 1e-9 * norm);
+                    if (IsQuantised(run.bits)) {
+                      if (value && rotate) HadamardRun(part, run.width);  // the error's norm is the same there
+                      const double covering = FormatGridError(part, run.width, run.bits);
+                      against_covering.Check(std::max(cpu_error, covering), covering, 1e-4 * covering + 1e-9 * norm);
+                      total += cpu_error;
+                      const auto [lo, hi] = std::minmax_element(part, part + run.width);
+                      plain += GridError(part, run.width, run.bits, *lo, *hi);
+                    }
+                    first += run.width;
+                  }
+                }
+              }
+            }
+            // An exact scale would gain the grid of scale codes (at most 9 % and 1 / 127 in the step, squared).
+            EXPECT_LE(total, 1.22 * plain) << runs[0].bits << " bits, rotated " << rotate;
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(CpuKvPack, ValuesOnTheGridComeBackExactly) {
+  ForEachTarget([&] {
+    const int dim = 64;
+    const auto exact = MustLayout(1, dim, 64, {{32, dim}}, {{32, dim}}, false);
+    for (int bits : {8, 4, 3, 2, 1}) {
+      const auto packed = MustLayout(1, dim, 64, {{bits, dim}}, {{bits, dim}}, false);
+      Random random(static_cast<unsigned>(bits));
+      std::vector<float> k(64 * dim), v(64 * dim);
+      for (int t = 0; t < 64; ++t) {
+        const KvScale scale = DecodeScale(bits, static_cast<std::uint8_t>(100 + t), static_cast<std::int8_t>(t - 30));
+        for (int i = 0; i < dim; ++i) {
+          const int top = (1 << bits) - 1;  // both ends occur, so that the range is known
+          const int code = i == 3 ? 0 : i == 40 ? top : random.Below(top + 1);
+          k[static_cast<std::size_t>(t * dim + i)] = scale.base + scale.step * static_cast<float>(code);
+          v[static_cast<std::size_t>(t * dim + i)] = scale.base + scale.step * static_cast<float>(top - code);
+        }
+      }
+      const auto block = ExactBlock(exact, k, v);
+      std::vector<std::uint8_t> got(static_cast<std::size_t>(packed.block_bytes));
+      for (const Ops* ops : {&ReferenceOps(), &CpuOps()}) {
+        ASSERT_EQ(ops->kv_pack({block.data(), &exact, got.data(), &packed, 0, 1}), KernelStatus::kOk);
+        for (int t = 0; t < 64; ++t) {
+          float row[64];
+          reference::DecodeKeyRow(packed, got.data(), t, row);
+          for (int i = 0; i < dim; ++i) ASSERT_EQ(row[i], k[static_cast<std::size_t>(t * dim + i)]) << bits << ' ' << t;
+          reference::DecodeValueRow(packed, got.data(), t, row);
+          for (int i = 0; i < dim; ++i) ASSERT_EQ(row[i], v[static_cast<std::size_t>(t * dim + i)]) << bits << ' ' << t;
+        }
+      }
+    }
+  });
+}
+
+TEST(CpuKvPack, ConstantZeroHugeAndNonFiniteRowsStayInBounds) {
+  ForEachTarget([&] {
+    const auto exact = MustLayout(1, 64, 64, {{32, 64}}, {{32, 64}}, false);
+    for (int bits : {8, 4, 3, 2, 1}) {
+      const auto packed = MustLayout(1, 64, 64, {{bits, 64}}, {{bits, 64}}, true);
+      std::vector<float> k(64 * 64, 0.0f);
+      const float rows[] = {0.0f, 1.0f, -2.5f, 1e30f, -1e-30f, kNan, INFINITY};
+      for (std::size_t t = 0; t < 7; ++t) std::fill_n(k.begin() + static_cast<std::ptrdiff_t>(64 * t), 64, rows[t]);
+      k[64 * 8 + 5] = kNan;
+      const auto block = ExactBlock(exact, k, k);
+      for (const Ops* ops : {&ReferenceOps(), &CpuOps()}) {
+        std::vector<std::uint8_t> source = block;
+        Guarded<std::uint8_t> got(static_cast<std::size_t>(packed.block_bytes));
+        ASSERT_EQ(ops->kv_pack({source.data(), &exact, got.data(), &packed, 0, 1}), KernelStatus::kOk);
+        float row[64];
+        for (int t = 0; t < 64; ++t) {
+          reference::DecodeKeyRow(packed, got.data(), t, row);
+          for (float value : row) ASSERT_TRUE(std::isfinite(value)) << ops->name << " row " << t;
+        }
+        reference::DecodeKeyRow(packed, got.data(), 0, row);
+        for (float value : row) EXPECT_EQ(value, 0.0f);
+        reference::DecodeKeyRow(packed, got.data(), 1, row);
+        for (float value : row) EXPECT_NEAR(value, 1.0f, 0.05f) << ops->name << ' ' << bits;
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace zeroc::kernels
