@@ -9,10 +9,10 @@ import tempfile
 import unittest
 
 import texts
-from cluster import MODEL_DIR, START_S, Cluster, Process, free_port, http_request, wait_until
+from cluster import MODEL_DIR, START_S, Cluster, ClusterTest, Process, free_port, http_request, wait_until
 
 
-class BadRequestTest(unittest.TestCase):
+class BadRequestTest(ClusterTest):
     @classmethod
     def setUpClass(cls):
         cls.cluster = cls.enterClassContext(Cluster())
@@ -78,7 +78,7 @@ class BadRequestTest(unittest.TestCase):
                 self.assertFalse(answer.startswith(b"HTTP/1.1 200"), answer)
 
 
-class NoWorkerTest(unittest.TestCase):
+class NoWorkerTest(ClusterTest):
     def test_router_alone_is_not_ready_and_refuses(self):
         with Cluster(n_decode=0, n_prefill=0) as cluster:
             wait_until(lambda: cluster.router.status("/healthz") == 200, START_S, "the router answers")
@@ -134,6 +134,8 @@ class StartTest(unittest.TestCase):
     def test_port_in_use(self):
         for flag in ("--grpc-listen", "--http-listen"):
             with self.subTest(flag=flag), socket.socket() as taken:
+                # A server that sets this option too, as gRPC does by default, would share the port in silence.
+                taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 taken.bind(("127.0.0.1", 0))
                 taken.listen()
                 port = taken.getsockname()[1]

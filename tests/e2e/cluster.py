@@ -6,7 +6,7 @@
 
 Environment: ZEROC_BIN_DIR (folder of the programs), ZEROC_MODEL_DIR (default models/zeroc-demo),
 ZEROC_TEST_TIME_SCALE (every bound is multiplied by it; sanitizer builds are slower).
-Not thread-safe. Leaving the `with` block ends every process, whatever happened; logs of a failed test are kept.
+Not thread-safe. Leaving the `with` block ends every process, whatever happened. A failed ClusterTest prints their logs.
 """
 
 import http.client
@@ -14,12 +14,12 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
+import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN_DIR = pathlib.Path(os.environ.get("ZEROC_BIN_DIR", ROOT / "build/release/bin"))
@@ -183,12 +183,14 @@ class Stream:
         while True:
             line = self.response.readline()
             if not line:
+                self.close()
                 return
             if not line.startswith(b"data:"):
                 continue
             data = line[len(b"data:"):].strip()
             if data == b"[DONE]":
                 self.done = True
+                self.close()
                 return
             yield json.loads(data)
 
@@ -205,8 +207,11 @@ def text_of(events):
 class Cluster:
     """A router, and as many workers as asked for. Flags given as router_args and so on come after the usual ones."""
 
+    latest = None  # the cluster made last, for ClusterTest
+
     def __init__(self, n_decode=1, n_prefill=1, router_args=(), decode_args=(), prefill_args=()):
-        self.log_dir = tempfile.mkdtemp(prefix="zeroc-e2e-")
+        Cluster.latest = self
+        self.log_dir = tempfile.TemporaryDirectory(prefix="zeroc-e2e-")  # gone with this object
         self.processes = []
         self.decode, self.prefill = [], []
         self.decode_args, self.prefill_args = decode_args, prefill_args
@@ -221,7 +226,7 @@ class Cluster:
             raise
 
     def _start(self, program, args):
-        service = Service(program, args, self.log_dir)
+        service = Service(program, args, self.log_dir.name)
         self.processes.append(service)
         return service
 
@@ -264,8 +269,20 @@ class Cluster:
                 process.popen.terminate()
         for process in self.processes:
             process.end()
-        if exc_type is None:
-            shutil.rmtree(self.log_dir, ignore_errors=True)
-        else:
-            for process in self.processes:
-                print(f"--- {process.program} ({process.log_path})\n{process.log()[-3000:]}")
+
+    def print_logs(self):
+        for process in self.processes:
+            print(f"--- {process.program}, exit code {process.popen.poll()}\n{process.log()[-3000:]}")
+
+
+class ClusterTest(unittest.TestCase):
+    """A test that shows what the processes of its cluster said when it fails."""
+
+    def run(self, result=None):
+        if result is None:
+            result = self.defaultTestResult()
+        before = len(result.failures) + len(result.errors)
+        super().run(result)
+        if len(result.failures) + len(result.errors) > before and Cluster.latest:
+            Cluster.latest.print_logs()
+        return result

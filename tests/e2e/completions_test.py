@@ -5,10 +5,10 @@ import threading
 import unittest
 
 import texts
-from cluster import SETTLE_S, Cluster, http_request, text_of, wait_until
+from cluster import SETTLE_S, Cluster, ClusterTest, http_request, text_of, wait_until
 
 
-class CompletionsTest(unittest.TestCase):
+class CompletionsTest(ClusterTest):
     @classmethod
     def setUpClass(cls):
         cls.cluster = cls.enterClassContext(Cluster())

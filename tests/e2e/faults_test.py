@@ -7,12 +7,12 @@ import time
 import unittest
 
 import texts
-from cluster import EXIT_S, SETTLE_S, Cluster, wait_until
+from cluster import EXIT_S, SETTLE_S, Cluster, ClusterTest, wait_until
 
 ENDLESS = {"max_tokens": 4000, "ignore_eos": True}  # seconds of decoding: long enough to interfere with
 
 
-class FaultsTest(unittest.TestCase):
+class FaultsTest(ClusterTest):
     def setUp(self):
         self.cluster = self.enterContext(Cluster())
         self.cluster.wait_ready()

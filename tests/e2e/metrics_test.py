@@ -6,7 +6,7 @@ import re
 import unittest
 
 import texts
-from cluster import Cluster
+from cluster import Cluster, ClusterTest
 
 # Base names; a histogram shows as _bucket, _sum and _count.
 PROMISED = """
@@ -21,7 +21,7 @@ vllm:generation_tokens_total vllm:request_success_total
 PHASES = ("queue", "reserve", "prefill", "wire", "admit", "decode")
 
 
-class MetricsTest(unittest.TestCase):
+class MetricsTest(ClusterTest):
     @classmethod
     def setUpClass(cls):
         cls.cluster = cls.enterClassContext(Cluster())
