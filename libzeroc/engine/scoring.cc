@@ -1,0 +1,281 @@
+#include "libzeroc/engine/scoring.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <string>
+
+#include "libzeroc/kv/owned_pool.h"
+
+namespace zeroc {
+namespace {
+
+constexpr int kPrefillChunk = 512;  // tokens per prefill step
+constexpr int kScoreChunk = 256;    // scored tokens per step when they do not go through decode
+
+// log softmax of one row in float64: out[i] = logits[i] - logsumexp.
+double LogSumExp(const float* logits, std::size_t n) {
+  const double max = *std::max_element(logits, logits + n);
+  double sum = 0;
+  for (std::size_t i = 0; i < n; ++i) sum += std::exp(logits[i] - max);
+  return max + std::log(sum);
+}
+
+// The caches of one method for the windows that run side by side, and the logits of its last step.
+struct Lane {
+  ScoredMethod method;
+  std::unique_ptr<OwnedPool> pool;
+  std::vector<std::unique_ptr<SequenceKv>> caches;  // [windows of the batch]
+  std::vector<float> logits;                        // [windows, rows, vocab]
+};
+
+class TextScorer {
+ public:
+  TextScorer(std::span<const std::int32_t> tokens, std::span<const std::int32_t> token_bytes, std::int32_t bos_id,
+             const ScoreOptions& options)
+      : tokens_(tokens), token_bytes_(token_bytes), bos_id_(bos_id), options_(options) {}
+
+  Result<std::vector<TextScore>> Run(const ScoredMethod& base, std::span<const ScoredMethod> methods,
+                                     const ProgressFn& progress);
+
+ private:
+  std::int32_t TokenAt(int window, int index) const {  // index 0 is BOS
+    return index == 0 ? bos_id_ : tokens_[TextIndex(window, index)];
+  }
+  std::size_t TextIndex(int window, int index) const {
+    return static_cast<std::size_t>(window) * static_cast<std::size_t>(options_.stride) + static_cast<std::size_t>(index) - 1;
+  }
+
+  Status Check(const ScoredMethod& base) const;
+  Status OpenLane(const ScoredMethod& method, int n_windows, Lane* lane) const;
+  Status Prefill(int first_window, int n_windows, Lane& lane) const;
+  Status Feed(int first_window, int n_windows, int begin, int n_new, Lane& lane) const;
+  void Score(int first_window, int n_windows, int n_rows, int first_target, std::vector<Lane>& lanes,
+             std::vector<TextScore>& scores) const;
+  Status RunBatch(int first_window, int n_windows, std::vector<Lane>& lanes, std::vector<TextScore>& scores,
+                  const std::function<bool(int)>& on_scored) const;
+
+  std::span<const std::int32_t> tokens_;
+  std::span<const std::int32_t> token_bytes_;
+  std::int32_t bos_id_;
+  ScoreOptions options_;
+  std::size_t vocab_ = 0;
+};
+
+Status TextScorer::Check(const ScoredMethod& base) const {
+  const std::string context = std::to_string(options_.context);
+  if (options_.stride < 1 || options_.stride >= options_.context) {
+    return InvalidArgument("stride " + std::to_string(options_.stride) + " is not in [1, context " + context + ")");
+  }
+  if (options_.context > base.model->config().max_positions) {
+    return InvalidArgument("context " + context + " is beyond the model's " +
+                           std::to_string(base.model->config().max_positions) + " positions");
+  }
+  if (tokens_.size() != token_bytes_.size()) return InvalidArgument("token_bytes does not match tokens");
+  if (static_cast<int>(tokens_.size()) < options_.context - 1) {
+    return InvalidArgument("the text has " + std::to_string(tokens_.size()) + " tokens, one window of context " + context +
+                           " needs " + std::to_string(options_.context - 1));
+  }
+  return OkStatus();
+}
+
+Status TextScorer::OpenLane(const ScoredMethod& method, int n_windows, Lane* lane) const {
+  lane->method = method;
+  const int step = std::min(kPrefillChunk, options_.context);
+  ZEROC_ASSIGN_OR_RETURN(lane->pool, OwnedPool::Create(*method.format, n_windows, options_.context, step));
+  const auto rows = static_cast<std::size_t>(options_.through_decode ? 1 : kScoreChunk);
+  lane->logits.resize(static_cast<std::size_t>(n_windows) * rows * vocab_);
+  return OkStatus();
+}
+
+// Leaves one row of logits per window: the prediction of the first scored target.
+Status TextScorer::Prefill(int first_window, int n_windows, Lane& lane) const {
+  const int n_prefill = options_.context - options_.stride;
+  lane.caches.clear();
+  std::vector<std::int32_t> input;
+  for (int w = 0; w < n_windows; ++w) {
+    ZEROC_ASSIGN_OR_RETURN(auto cache, SequenceKv::Create(lane.pool->pool(), lane.method.format, options_.context,
+                                                          std::min(kPrefillChunk, options_.context)));
+    for (int begin = 0; begin < n_prefill; begin += kPrefillChunk) {
+      const int end = std::min(n_prefill, begin + kPrefillChunk);
+      input.clear();
+      for (int i = begin; i < end; ++i) input.push_back(TokenAt(first_window + w, i));
+      const ForwardSequence sequence{cache.get(), input, end == n_prefill ? 1 : 0};
+      ZEROC_RETURN_IF_ERROR(
+          lane.method.model->Forward({&sequence, 1}, lane.logits.data() + static_cast<std::size_t>(w) * vocab_));
+    }
+    lane.caches.push_back(std::move(cache));
+  }
+  return OkStatus();
+}
+
+// Feeds tokens [begin, begin + n_new) of every window; logits [windows, n_new, vocab], none for a window's last token.
+Status TextScorer::Feed(int first_window, int n_windows, int begin, int n_new, Lane& lane) const {
+  std::vector<std::vector<std::int32_t>> inputs(static_cast<std::size_t>(n_windows));
+  std::vector<ForwardSequence> sequences;
+  const bool nothing_left = begin + 1 == options_.context;
+  for (int w = 0; w < n_windows; ++w) {
+    auto& input = inputs[static_cast<std::size_t>(w)];
+    for (int i = begin; i < begin + n_new; ++i) input.push_back(TokenAt(first_window + w, i));
+    sequences.push_back({lane.caches[static_cast<std::size_t>(w)].get(), input, nothing_left ? 0 : n_new});
+  }
+  return lane.method.model->Forward(sequences, lane.logits.data());
+}
+
+// Scores targets first_target .. of every window from the rows that each lane holds; lane 0 is the base.
+void TextScorer::Score(int first_window, int n_windows, int n_rows, int first_target, std::vector<Lane>& lanes,
+                       std::vector<TextScore>& scores) const {
+  std::vector<double> base_log_p(vocab_);
+  for (int w = 0; w < n_windows; ++w) {
+    for (int r = 0; r < n_rows && first_target + r < options_.context; ++r) {
+      const std::size_t row = (static_cast<std::size_t>(w) * static_cast<std::size_t>(n_rows) + static_cast<std::size_t>(r)) * vocab_;
+      const auto target = static_cast<std::size_t>(TokenAt(first_window + w, first_target + r));
+      for (std::size_t l = 0; l < lanes.size(); ++l) {
+        const float* logits = lanes[l].logits.data() + row;
+        const double lse = LogSumExp(logits, vocab_);
+        scores[l].token_nll.push_back(lse - logits[target]);
+        double kl = 0;
+        for (std::size_t i = 0; i < vocab_; ++i) {
+          if (l == 0) {
+            base_log_p[i] = logits[i] - lse;
+          } else {
+            kl += std::exp(base_log_p[i]) * (base_log_p[i] - (logits[i] - lse));
+          }
+        }
+        scores[l].token_kl.push_back(kl);
+      }
+    }
+  }
+}
+
+Status TextScorer::RunBatch(int first_window, int n_windows, std::vector<Lane>& lanes, std::vector<TextScore>& scores,
+                            const std::function<bool(int)>& on_scored) const {
+  for (Lane& lane : lanes) ZEROC_RETURN_IF_ERROR(Prefill(first_window, n_windows, lane));
+  int next = options_.context - options_.stride;  // the target that the held logits predict, and the token to feed next
+  Score(first_window, n_windows, 1, next, lanes, scores);
+  while (next < options_.context) {
+    const int n_new = std::min(options_.through_decode ? 1 : kScoreChunk, options_.context - next);
+    for (Lane& lane : lanes) ZEROC_RETURN_IF_ERROR(Feed(first_window, n_windows, next, n_new, lane));
+    Score(first_window, n_windows, n_new, next + 1, lanes, scores);
+    next += n_new;
+    if (!on_scored(n_new * n_windows)) return Cancelled("scoring was stopped");
+  }
+  for (std::size_t l = 0; l < lanes.size(); ++l) {
+    for (const auto& cache : lanes[l].caches) {
+      scores[l].kv_bytes_per_token += static_cast<double>(cache->HeldBytes()) / options_.context;
+    }
+    lanes[l].caches.clear();
+  }
+  return OkStatus();
+}
+
+Result<std::vector<TextScore>> TextScorer::Run(const ScoredMethod& base, std::span<const ScoredMethod> methods,
+                                               const ProgressFn& progress) {
+  ZEROC_RETURN_IF_ERROR(Check(base));
+  vocab_ = static_cast<std::size_t>(base.model->config().vocab_size);
+  int n_windows = (static_cast<int>(tokens_.size()) - (options_.context - 1)) / options_.stride + 1;
+  if (options_.max_windows > 0) n_windows = std::min(n_windows, options_.max_windows);
+
+  std::uint64_t window_bytes = SequenceKv::BytesNeeded(*base.format, options_.context, kPrefillChunk);
+  for (const ScoredMethod& m : methods) window_bytes += SequenceKv::BytesNeeded(*m.format, options_.context, kPrefillChunk);
+  const auto fit = static_cast<int>(std::max<std::uint64_t>(1, options_.kv_bytes_max / window_bytes));
+  const int batch = std::min({n_windows, std::max(1, options_.batch_windows), fit});
+
+  std::vector<Lane> lanes(1 + methods.size());
+  ZEROC_RETURN_IF_ERROR(OpenLane(base, batch, &lanes[0]));
+  for (std::size_t m = 0; m < methods.size(); ++m) ZEROC_RETURN_IF_ERROR(OpenLane(methods[m], batch, &lanes[m + 1]));
+
+  std::vector<TextScore> scores(lanes.size());
+  const double n_total = static_cast<double>(n_windows) * options_.stride;
+  double n_scored = 0;
+  const auto on_scored = [&](int n) {
+    n_scored += n;
+    return progress == nullptr || progress(n_scored / n_total);
+  };
+  for (int first = 0; first < n_windows; first += batch) {
+    ZEROC_RETURN_IF_ERROR(RunBatch(first, std::min(batch, n_windows - first), lanes, scores, on_scored));
+  }
+
+  double bytes = 0;
+  for (int w = 0; w < n_windows; ++w) {
+    for (int i = options_.context - options_.stride; i < options_.context; ++i) bytes += token_bytes_[TextIndex(w, i)];
+  }
+  for (TextScore& score : scores) {
+    score.tokens = static_cast<std::int64_t>(score.token_nll.size());
+    const double sum = std::accumulate(score.token_nll.begin(), score.token_nll.end(), 0.0);
+    score.nll = sum / static_cast<double>(score.tokens);
+    score.ppl = std::exp(score.nll);
+    score.bits_per_byte = sum / std::log(2.0) / bytes;
+    score.kl = std::accumulate(score.token_kl.begin(), score.token_kl.end(), 0.0) / static_cast<double>(score.tokens);
+    score.kv_bytes_per_token /= n_windows;
+  }
+  return scores;
+}
+
+// Whether greedy decoding after the prompt gives the answer, and the cache's size when the prompt is in.
+Result<bool> RecallOne(const RecallCase& item, const ScoredMethod& method, OwnedPool& pool, std::vector<float>& logits,
+                       double* kv_bytes_per_token) {
+  const auto n_prompt = static_cast<int>(item.prompt.size());
+  const int n_total = n_prompt + static_cast<int>(item.answer.size());
+  ZEROC_ASSIGN_OR_RETURN(auto cache, SequenceKv::Create(pool.pool(), method.format, n_total, kPrefillChunk));
+  const std::span<const std::int32_t> prompt(item.prompt);
+  for (int begin = 0; begin < n_prompt; begin += kPrefillChunk) {
+    const int n = std::min(kPrefillChunk, n_prompt - begin);
+    const ForwardSequence sequence{cache.get(), prompt.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(n)),
+                                   begin + n == n_prompt ? 1 : 0};
+    ZEROC_RETURN_IF_ERROR(method.model->Forward({&sequence, 1}, logits.data()));
+  }
+  *kv_bytes_per_token = static_cast<double>(cache->HeldBytes()) / n_prompt;
+  for (std::size_t i = 0; i < item.answer.size(); ++i) {
+    const auto best = static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+    if (best != item.answer[i]) return false;
+    if (i + 1 == item.answer.size()) break;
+    const ForwardSequence sequence{cache.get(), {&item.answer[i], 1}, 1};
+    ZEROC_RETURN_IF_ERROR(method.model->Forward({&sequence, 1}, logits.data()));
+  }
+  return true;
+}
+
+}  // namespace
+
+Result<std::vector<TextScore>> ScoreText(std::span<const std::int32_t> tokens, std::span<const std::int32_t> token_bytes,
+                                         std::int32_t bos_id, const ScoredMethod& base,
+                                         std::span<const ScoredMethod> methods, const ScoreOptions& options,
+                                         const ProgressFn& progress) {
+  return TextScorer(tokens, token_bytes, bos_id, options).Run(base, methods, progress);
+}
+
+Result<RecallScore> ScoreRecall(std::span<const RecallCase> cases, const ScoredMethod& method, const ProgressFn& progress) {
+  if (cases.empty()) return InvalidArgument("the recall set is empty");
+  std::size_t longest = 0;
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    const std::size_t n = cases[i].prompt.size() + cases[i].answer.size();
+    if (cases[i].prompt.empty() || cases[i].answer.empty() || n > static_cast<std::size_t>(method.model->config().max_positions)) {
+      return InvalidArgument("recall case " + std::to_string(i) + ": a prompt of " + std::to_string(cases[i].prompt.size()) +
+                             " and an answer of " + std::to_string(cases[i].answer.size()) + " tokens");
+    }
+    longest = std::max(longest, n);
+  }
+  ZEROC_ASSIGN_OR_RETURN(auto pool, OwnedPool::Create(*method.format, 1, static_cast<int>(longest), kPrefillChunk));
+  std::vector<float> logits(static_cast<std::size_t>(method.model->config().vocab_size));
+  RecallScore score;
+  std::map<std::string, std::pair<int, int>> groups;  // right, all
+  int n_right = 0;
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    double bytes = 0;
+    ZEROC_ASSIGN_OR_RETURN(const bool right, RecallOne(cases[i], method, *pool, logits, &bytes));
+    score.kv_bytes_per_token += bytes / static_cast<double>(cases.size());
+    n_right += right ? 1 : 0;
+    auto& [group_right, group_all] = groups[cases[i].group];
+    group_right += right ? 1 : 0;
+    ++group_all;
+    if (progress != nullptr && !progress(static_cast<double>(i + 1) / static_cast<double>(cases.size()))) {
+      return Cancelled("recall was stopped");
+    }
+  }
+  score.accuracy = static_cast<double>(n_right) / static_cast<double>(cases.size());
+  for (const auto& [name, counts] : groups) score.by_group[name] = static_cast<double>(counts.first) / counts.second;
+  return score;
+}
+
+}  // namespace zeroc

@@ -1,0 +1,36 @@
+// A block pool with an arena of its own, for work that stays inside one process: tools, scoring, tests.
+// Thread-safety as BlockPool. Sequences made from it must be destroyed first.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "libzeroc/base/status.h"
+#include "libzeroc/kv/block_pool.h"
+#include "libzeroc/kv/kv_format.h"
+
+namespace zeroc {
+
+// Slab size that serves every block of the format with little waste: 1 MiB, or four of its largest block.
+std::size_t SlabBytesFor(const KvFormat& format);
+
+class OwnedPool {
+ public:
+  // Room for n_sequences of max_tokens tokens, written in steps of at most step_tokens_max. kResourceExhausted when the
+  // system refuses the memory.
+  static Result<std::unique_ptr<OwnedPool>> Create(const KvFormat& format, int n_sequences, int max_tokens,
+                                                   int step_tokens_max);
+  ~OwnedPool();
+  OwnedPool(const OwnedPool&) = delete;
+  OwnedPool& operator=(const OwnedPool&) = delete;
+
+  BlockPool& pool() { return *pool_; }
+
+ private:
+  OwnedPool() = default;
+  std::byte* arena_ = nullptr;
+  std::size_t arena_bytes_ = 0;
+  std::unique_ptr<BlockPool> pool_;
+};
+
+}  // namespace zeroc
