@@ -92,7 +92,8 @@ class Process:
         self.log_path = pathlib.Path(log_dir) / f"{program}-{time.monotonic_ns()}.log"
         with open(self.log_path, "wb") as log:
             self.popen = subprocess.Popen([BIN_DIR / program, *map(str, args)], stdin=subprocess.DEVNULL, stdout=log,
-                                          stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
+                                          stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
+                                          env={**os.environ, "no_proxy": "127.0.0.1"})  # gRPC heeds http_proxy
 
     def log(self):
         return self.log_path.read_text(errors="replace")
