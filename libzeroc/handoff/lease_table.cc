@@ -98,6 +98,8 @@ LeaseTable::LeaseTable(const Options& options, std::uint64_t seed) : options_(op
   next_generation_ = z ^ (z >> 31);
 }
 
+LeaseTable::~LeaseTable() = default;
+
 LeaseTable::Lease* LeaseTable::Find(const LeaseKey& key) {
   const auto it = leases_.find(key.lease_id);
   return it != leases_.end() && it->second->key == key ? it->second.get() : nullptr;
@@ -224,7 +226,7 @@ Status LeaseTable::Attach(Lease& lease, PeerId peer, const AttachMessage& messag
     return FailedPrecondition(Name(lease.key) + " is " + LeaseStateName(lease.state));
   }
   lease.n_ranks = message.n_ranks;
-  lease.writers.push_back({message.rank, peer, message.delivery, 0, {}, false, false});
+  lease.writers.push_back({message.rank, peer, message.delivery, 0, {}, false, false, 0});
   lease.state = LeaseState::kReceiving;
   return OkStatus();
 }
@@ -349,8 +351,9 @@ LeaseActions LeaseTable::OnPeerFailure(PeerId peer, const Status& status, std::i
   std::vector<std::uint64_t> touched;
   for (auto& [id, lease] : leases_) {
     for (Writer& writer : lease->writers) {
-      if (writer.peer != peer || writer.quiet) continue;
-      writer.quiet = true;
+      if (writer.peer != peer || writer.quiet || writer.gone_ns != 0) continue;
+      writer.gone_ns = now_ns;
+      if (writer.delivery == Delivery::kActiveMessage) writer.quiet = true;
       touched.push_back(id);
     }
   }
@@ -419,6 +422,7 @@ LeaseActions LeaseTable::Release(const LeaseKey& key, const Status& why, std::in
 LeaseActions LeaseTable::Tick(std::int64_t now_ns) {
   LeaseActions out;
   std::vector<Lease*> expired;
+  std::vector<Lease*> waited_enough;
   for (auto& [id, lease] : leases_) {
     const std::int64_t silent_ns = now_ns - lease->last_sign_ns;
     switch (lease->state) {
@@ -431,16 +435,20 @@ LeaseActions LeaseTable::Tick(std::int64_t now_ns) {
         if (silent_ns >= options_.expiry_ns) expired.push_back(lease.get());
         break;
       case LeaseState::kQuarantined:
-        if (now_ns - lease->last_resend_ns < options_.resend_ns) break;
-        lease->last_resend_ns = now_ns;
-        for (const Writer& writer : lease->writers) {
-          if (!writer.quiet) Send(writer.peer, LeaseEndedMessage{lease->key, writer.rank, lease->end_status}, &out);
+        for (Writer& writer : lease->writers) {
+          if (writer.quiet || writer.gone_ns == 0 || now_ns - writer.gone_ns < options_.dead_writer_grace_ns) continue;
+          writer.quiet = true;
+          waited_enough.push_back(lease.get());
         }
+        if (now_ns - lease->last_resend_ns >= options_.resend_ns) TellWriters(*lease, now_ns, &out);
         break;
       case LeaseState::kVerifying:
       case LeaseState::kAdmitted: break;
     }
   }
+  std::sort(waited_enough.begin(), waited_enough.end());
+  waited_enough.erase(std::unique(waited_enough.begin(), waited_enough.end()), waited_enough.end());
+  for (Lease* lease : waited_enough) EndIfQuiet(*lease, &out);
   for (Lease* lease : expired) {
     const std::string age = std::to_string((now_ns - lease->created_ns) / 1'000'000) + " ms after its reservation";
     if (lease->state == LeaseState::kCommitted) {
@@ -462,15 +470,19 @@ void LeaseTable::Fail(Lease& lease, const Status& status, bool owner_knows, bool
   if (!owner_knows) out->push_back(LeaseFailed{lease.key, status, expired});
   lease.end_status = status;
   lease.state = LeaseState::kQuarantined;
+  for (const Writer& writer : lease.writers) {
+    if (writer.committed) Send(writer.peer, CommitAckMessage{lease.key, writer.rank, status}, out);
+  }
+  TellWriters(lease, now_ns, out);
+  EndIfQuiet(lease, out);
+}
+
+void LeaseTable::TellWriters(Lease& lease, std::int64_t now_ns, LeaseActions* out) {
   lease.last_resend_ns = now_ns;
   for (const Writer& writer : lease.writers) {
-    if (writer.committed) {
-      Send(writer.peer, CommitAckMessage{lease.key, writer.rank, status}, out);
-    } else if (!writer.quiet) {
-      Send(writer.peer, LeaseEndedMessage{lease.key, writer.rank, status}, out);
-    }
+    if (writer.quiet || writer.gone_ns != 0) continue;
+    Send(writer.peer, LeaseEndedMessage{lease.key, writer.rank, lease.end_status}, out);
   }
-  EndIfQuiet(lease, out);
 }
 
 void LeaseTable::EndIfQuiet(Lease& lease, LeaseActions* out) {

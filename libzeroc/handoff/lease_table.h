@@ -10,7 +10,7 @@
 // actions, in order. Not thread-safe: the service guards it with one mutex and carries the actions out after unlocking.
 //
 // Promises, for every lease: exactly one ReturnBlocks, and not before every write that the table accepted is over and
-// every one-sided writer said Released, committed or died; LeaseReady at most once, only after the commits of all ranks
+// every one-sided writer said Released, committed or has been dead for a while; LeaseReady at most once, only after the commits of all ranks
 // named every block once and the checksums of the bytes were right; LeaseFailed at most once, never after Admit and
 // never after the owner's own Release.
 #pragma once
@@ -83,11 +83,15 @@ class LeaseTable {
     std::int64_t expiry_ns = 30'000'000'000;         // without a sign of life from the writer; vLLM's lease is as long
     std::int64_t lifetime_max_ns = 600'000'000'000;  // from reservation to commit, heartbeats or not
     std::int64_t resend_ns = 1'000'000'000;          // LeaseEnded, while a one-sided writer is silent
+    // What a dead or closed connection may still have under way: one-sided writes that the network card holds. Their
+    // end cannot be seen from here, so blocks wait this much longer.
+    std::int64_t dead_writer_grace_ns = 2'000'000'000;
     std::size_t ended_kept = 4096;                   // leases remembered to answer late duplicates
   };
 
   // seed: random per process, so that a restarted worker repeats neither ids nor generations.
   LeaseTable(const Options& options, std::uint64_t seed);
+  ~LeaseTable();
 
   // The blocks are the lease's until ReturnBlocks. kInvalidArgument when two blocks of the table overlap.
   Result<LeaseKey> Create(const BlockTable& table, std::int64_t now_ns);
@@ -101,7 +105,7 @@ class LeaseTable {
   // From a peer: Attach, Commit, Abort, Released. kInvalidArgument for the types that decode sends.
   Result<LeaseActions> OnMessage(PeerId peer, const Message& message, std::int64_t now_ns);
 
-  // The connection is gone and none of its writes can land any more.
+  // The connection is gone, or was closed by the other side.
   LeaseActions OnPeerFailure(PeerId peer, const Status& status, std::int64_t now_ns);
 
   LeaseActions OnVerified(const LeaseKey& key, const Status& status, std::int64_t now_ns);
@@ -127,7 +131,8 @@ class LeaseTable {
     std::uint16_t n_parts = 0;        // of its commit; 0: none seen
     std::vector<bool> parts_seen;
     bool committed = false;
-    bool quiet = false;               // committed, released or dead: no write of it is under way
+    bool quiet = false;               // committed, released or long dead: no write of it is under way
+    std::int64_t gone_ns = 0;         // when its connection ended; 0: it lives
   };
   struct Lease;
 
@@ -145,6 +150,7 @@ class LeaseTable {
 
   // Fails or drops a lease that is not admitted: tells owner (unless owner_knows) and writers, then quarantine or end.
   void Fail(Lease& lease, const Status& status, bool owner_knows, bool expired, std::int64_t now_ns, LeaseActions* out);
+  void TellWriters(Lease& lease, std::int64_t now_ns, LeaseActions* out);  // LeaseEnded, to those that may still write
   void EndIfQuiet(Lease& lease, LeaseActions* out);
   void End(Lease& lease, LeaseActions* out);
   Status EndedStatus(const LeaseKey& key) const;

@@ -1,0 +1,71 @@
+// What the hand-off's tests share: a small KV format without a model, arenas, prompts with known bytes.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "libzeroc/compression/profile.h"
+#include "libzeroc/handoff/block_table.h"
+#include "libzeroc/kv/block_pool.h"
+#include "libzeroc/kv/sequence_kv.h"
+
+namespace zeroc::handoff_test {
+
+inline constexpr int kLayers = 3;
+inline constexpr char kModel[] = "0123456789abcdef0123456789abcdef";
+inline constexpr char kPlan[] = "plan-of-the-test";
+
+// bits 16: nothing is packed.
+inline std::shared_ptr<const KvFormat> MakeFormat(int bits) {
+  constexpr int kHeadDim = 16;
+  const ModelGeometry geometry{kLayers, 2, 1, kHeadDim, 32};
+  const Profile profile = UniformProfile("test", bits, kLayers, kHeadDim);
+  const ProfileLayouts layouts = ProfileLayouts::Make(profile, geometry).value();
+  auto format = std::make_shared<KvFormat>();
+  format->profile = profile.name;
+  format->n_layers = kLayers;
+  format->n_kv_heads = 1;
+  format->head_dim = kHeadDim;
+  format->sink_tokens = layouts.has_sink ? profile.sink_tokens : 0;
+  format->recent_tokens = profile.recent_tokens;
+  format->packs = profile.packs();
+  format->exact = layouts.exact;
+  format->sink = layouts.sink;
+  format->packed = layouts.packed;
+  format->layout_hash = layouts.layout_hash;
+  return format;
+}
+
+class Arena {
+ public:
+  explicit Arena(std::size_t bytes) : data_(static_cast<std::byte*>(std::aligned_alloc(64, bytes))), bytes_(bytes) {
+    std::memset(data_, 0, bytes);
+  }
+  ~Arena() { std::free(data_); }
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  std::span<std::byte> span() const { return {data_, bytes_}; }
+
+ private:
+  std::byte* data_;
+  std::size_t bytes_;
+};
+
+// The bytes of block block_idx of prompt `seed`; every one of them depends on both.
+inline void FillBlock(std::uint64_t seed, std::size_t block_idx, std::span<std::byte> bytes) {
+  std::minstd_rand rng(static_cast<std::uint32_t>(seed * 1000003 + block_idx * 7919 + 1));
+  for (std::byte& b : bytes) b = static_cast<std::byte>(rng() >> 7);
+}
+inline bool HoldsBlock(std::uint64_t seed, std::size_t block_idx, std::span<const std::byte> bytes) {
+  std::vector<std::byte> expected(bytes.size());
+  FillBlock(seed, block_idx, expected);
+  return std::memcmp(expected.data(), bytes.data(), bytes.size()) == 0;
+}
+
+}  // namespace zeroc::handoff_test
