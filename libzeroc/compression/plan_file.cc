@@ -1,4 +1,5 @@
-// The file half of Plan: docs/plan_format.md in code.
+#include "libzeroc/compression/plan_file.h"
+
 #include <array>
 #include <cstring>
 #include <limits>
@@ -16,9 +17,6 @@ namespace {
 using nlohmann::json;
 
 constexpr std::string_view kVersion = "1";
-constexpr const char* kVersionKey = "zeroc_plan_version";
-constexpr const char* kTextKey = "zeroc_plan";
-constexpr const char* kHashKey = "zeroc_plan_xxh3";
 constexpr std::size_t kMaxTextBytes = std::size_t{4} << 20;  // 256 profiles of 128 layers stay below
 constexpr int kMaxDepth = 8;  // the format needs 7; a parsed tree costs up to 64 bytes per level of nesting
 constexpr std::size_t kMaxString = 4096;
@@ -40,13 +38,6 @@ std::vector<std::int64_t> TensorShape(const MapTensor& tensor, const ModelGeomet
   std::vector<std::int64_t> shape = {geometry.n_layers, geometry.n_kv_heads, geometry.head_dim};
   if (!tensor.is_spectrum) shape.push_back(geometry.head_dim);
   return shape;
-}
-
-std::string ContentHash(std::string_view text, const std::array<std::vector<float>, kTensors.size()>& values) {
-  CanonicalHash hash;
-  hash.Text(text);
-  for (const std::vector<float>& tensor : values) hash.Floats(tensor);
-  return hash.Hex();
 }
 
 // ---- writing ----
@@ -300,31 +291,22 @@ Status ReadText(const std::string& text, PlanContents& contents, std::string& pl
   return status;
 }
 
-Result<std::vector<float>> ReadTensor(const SafetensorsFile& file, const char* name) {
-  const TensorView* view = file.Find(name);
-  if (view == nullptr) return InvalidArgument(std::string("tensor ") + name + " is missing");
-  if (view->dtype != DType::kF32) return InvalidArgument(std::string("tensor ") + name + " is not F32");
-  std::vector<float> values(view->bytes / sizeof(float));
-  if (!values.empty()) std::memcpy(values.data(), view->data, view->bytes);
-  return values;
-}
-
-Status SplitLayers(const SafetensorsFile& file, const std::array<std::vector<float>, kTensors.size()>& values,
-                   PlanContents& contents) {
+Status ReadMaps(const TensorMap& tensors, PlanContents& contents) {
   ZEROC_RETURN_IF_ERROR(ValidateGeometry(contents.geometry).WithContext("model"));
   const auto n_layers = static_cast<std::size_t>(contents.geometry.n_layers);
   contents.layers.resize(n_layers);
-  for (std::size_t i = 0; i < kTensors.size(); ++i) {
-    const std::vector<std::int64_t> shape = TensorShape(kTensors[i], contents.geometry);
-    const std::vector<std::int64_t>& found = file.Find(kTensors[i].name)->shape;
-    if (found != shape) {
-      return InvalidArgument(std::string("tensor ") + kTensors[i].name + " has shape " + ShapeToString(found) +
+  for (const MapTensor& tensor : kTensors) {
+    const TensorView& view = tensors.find(tensor.name)->second;  // PlanContentHash has seen it
+    const std::vector<std::int64_t> shape = TensorShape(tensor, contents.geometry);
+    if (view.shape != shape) {
+      return InvalidArgument(std::string("tensor ") + tensor.name + " has shape " + ShapeToString(view.shape) +
                              ", the model's sizes ask for " + ShapeToString(shape));
     }
-    const auto n_values = static_cast<std::ptrdiff_t>(values[i].size() / n_layers);
+    const std::size_t layer_bytes = view.bytes / n_layers;
     for (std::size_t l = 0; l < n_layers; ++l) {
-      const auto begin = values[i].begin() + static_cast<std::ptrdiff_t>(l) * n_values;
-      (contents.layers[l].*kTensors[i].member).assign(begin, begin + n_values);
+      std::vector<float>& values = contents.layers[l].*tensor.member;
+      values.resize(layer_bytes / sizeof(float));
+      std::memcpy(values.data(), view.data + l * layer_bytes, layer_bytes);
     }
   }
   return OkStatus();
@@ -332,34 +314,45 @@ Status SplitLayers(const SafetensorsFile& file, const std::array<std::vector<flo
 
 Result<Plan> Read(const SafetensorsFile& file) {
   const auto& metadata = file.metadata();
-  const auto version = metadata.find(kVersionKey);
+  const auto version = metadata.find(internal::kPlanVersionKey);
   if (version == metadata.end()) return InvalidArgument("not a ZeroC plan: no metadata zeroc_plan_version");
   if (version->second != kVersion) return InvalidArgument("not plan format version 1, the only one this program reads");
-  const auto text = metadata.find(kTextKey);
-  const auto hash = metadata.find(kHashKey);
+  const auto text = metadata.find(internal::kPlanTextKey);
+  const auto hash = metadata.find(internal::kPlanHashKey);
   if (text == metadata.end() || hash == metadata.end() || metadata.size() != 3) {
     return InvalidArgument("the metadata must be zeroc_plan_version, zeroc_plan and zeroc_plan_xxh3");
   }
   if (text->second.size() > kMaxTextBytes) return InvalidArgument("the metadata text zeroc_plan is over 4 MiB");
-  if (file.tensors().size() != kTensors.size()) return InvalidArgument("a plan has 6 tensors");
-
-  std::array<std::vector<float>, kTensors.size()> values;
-  for (std::size_t i = 0; i < kTensors.size(); ++i) {
-    ZEROC_ASSIGN_OR_RETURN(values[i], ReadTensor(file, kTensors[i].name));
-  }
-  if (ContentHash(text->second, values) != hash->second) {
-    return DataLoss("the content does not match its hash: the plan is damaged");
-  }
+  ZEROC_ASSIGN_OR_RETURN(const std::string found, internal::PlanContentHash(text->second, file.tensors()));
+  if (found != hash->second) return DataLoss("the content does not match its hash: the plan is damaged");
   PlanContents contents;
   std::string stated_id;
   ZEROC_RETURN_IF_ERROR(ReadText(text->second, contents, stated_id));
-  ZEROC_RETURN_IF_ERROR(SplitLayers(file, values, contents));
+  ZEROC_RETURN_IF_ERROR(ReadMaps(file.tensors(), contents));
   ZEROC_ASSIGN_OR_RETURN(Plan plan, Plan::Create(std::move(contents)));
   if (plan.plan_id() != stated_id) return DataLoss("plan_id does not match the plan's content");
   return plan;
 }
 
 }  // namespace
+
+Result<std::string> internal::PlanContentHash(std::string_view text, const TensorMap& tensors) {
+  if (tensors.size() != kTensors.size()) {
+    return InvalidArgument(std::to_string(tensors.size()) + " tensors; a plan has 6 tensors");
+  }
+  CanonicalHash hash;
+  hash.Text(text);
+  for (const MapTensor& tensor : kTensors) {
+    const auto it = tensors.find(tensor.name);
+    if (it == tensors.end()) return InvalidArgument(std::string("tensor ") + tensor.name + " is missing");
+    const TensorView& view = it->second;
+    if (view.dtype != DType::kF32) return InvalidArgument(std::string("tensor ") + tensor.name + " is not F32");
+    // Laid out like CanonicalHash::Floats; a foreign file need not align its floats.
+    hash.Int(static_cast<std::int64_t>(view.bytes / sizeof(float)));
+    hash.Bytes({reinterpret_cast<const char*>(view.data), view.bytes});
+  }
+  return hash.Hex();
+}
 
 Result<Plan> Plan::Open(const std::string& path) {
   ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> file, SafetensorsFile::Open(path));
@@ -396,8 +389,11 @@ Status Plan::Save(const std::string& path) const {
                                            .data = bytes.data(),
                                            .bytes = bytes.size()};
   }
-  return WriteSafetensors(
-      path, tensors, {{kVersionKey, std::string(kVersion)}, {kTextKey, text}, {kHashKey, ContentHash(text, values)}});
+  ZEROC_ASSIGN_OR_RETURN(std::string hash, internal::PlanContentHash(text, tensors));
+  return WriteSafetensors(path, tensors,
+                          {{internal::kPlanVersionKey, std::string(kVersion)},
+                           {internal::kPlanTextKey, std::move(text)},
+                           {internal::kPlanHashKey, std::move(hash)}});
 }
 
 }  // namespace zeroc

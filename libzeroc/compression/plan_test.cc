@@ -307,12 +307,43 @@ TEST(Plan, RefusesForgedFieldsByName) {
   expect_refused([](ForgedPlan& p) { p.tensors["qk.s"] = p.tensors["qk.b"]; }, "qk.s has shape");
 }
 
+// Pins the file's bytes and the identity: a change here breaks every plan in the field and every cached block.
+TEST(Plan, MatchesTheGoldenFile) {
+  PlanContents contents;
+  contents.model_fingerprint = "0123456789abcdef0123456789abcdef";
+  contents.geometry = {.n_layers = 1, .n_heads = 2, .n_kv_heads = 1, .head_dim = 16, .hidden = 32};
+  LayerMaps maps;
+  for (int i = 0; i < 256; ++i) maps.a.push_back(i % 17 == 0 ? 1.0F : 0.0F);
+  maps.b = maps.m = maps.n = maps.a;
+  for (int i = 0; i < 16; ++i) maps.s_qk.push_back(1.0F / static_cast<float>(1 << i));
+  maps.s_vo = maps.s_qk;
+  contents.layers = {maps};
+  contents.calibration = {.texts = {{"train.txt", HashText("train"), 1000}},
+                          .heldout = {{"test.txt", HashText("test"), 77}},
+                          .context_tokens = 4096,
+                          .skip_tokens = 16,
+                          .n_windows = 12,
+                          .seed = 7,
+                          .damping = 0.01};
+  contents.ppl_base = 31.5;
+  contents.ladder = StandardLadder(contents.geometry);
+  contents.ladder[2].cost = MeasuredCost(31.5, -0.25, 0.0625, 0.5);
+  const Plan plan = Plan::Create(contents).value();
+  const std::string path = TempPath("golden.plan");
+  ASSERT_TRUE(plan.Save(path).ok());
+  EXPECT_EQ(ReadAll(path), ReadAll("tests/fuzz/corpus/plan_fuzz/golden.plan"));
+  std::filesystem::remove(path);
+  EXPECT_EQ(plan.plan_id(), "c87d8c31d9ab52e4b7dbb24f4e648614");
+}
+
 TEST(Plan, RefusesHostileText) {
   const ForgedPlan plan;
   EXPECT_EQ(plan.Parse("{").code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(plan.Parse("null").code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(plan.Parse("{\"ppl_base\": 1e999}").code(), StatusCode::kInvalidArgument);
   EXPECT_EQ(plan.Parse(std::string(100000, '[')).code(), StatusCode::kInvalidArgument);
+  const Status deep = plan.Parse(std::string(20, '[') + std::string(20, ']'));
+  EXPECT_NE(deep.message().find("not JSON of the plan format"), std::string::npos) << deep.ToString();
   EXPECT_EQ(plan.Parse(std::string(5U << 20, ' ')).code(), StatusCode::kInvalidArgument);
 }
 
