@@ -86,7 +86,18 @@ class FakeWire final : public Wire {
   }
 
   // From here on frames are let go of at once: the transport is being destroyed and nothing steps the network.
-  void SetDraining() { draining_ = true; }
+  void SetDraining() {
+    draining_ = true;
+    std::vector<Done> open_dones;
+    for (auto& [peer, link] : links_) {
+      for (auto& [id, open] : link.open) {
+        open.packet->Detach();
+        open_dones.push_back(std::move(open.done));
+      }
+      link.open.clear();
+    }
+    for (const Done& done : open_dones) done(OkStatus());
+  }
 
  private:
   struct Outstanding {

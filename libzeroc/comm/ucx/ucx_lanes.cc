@@ -7,16 +7,42 @@
 
 namespace zeroc {
 
-std::vector<UcxLane> UcxLanes(ucp_ep_h ep) {
+namespace {
+
+template <typename Print>
+std::string Printed(Print print) {
   char* text = nullptr;
   std::size_t size = 0;
   std::FILE* stream = open_memstream(&text, &size);
   if (stream == nullptr) return {};
-  ucp_ep_print_info(ep, stream);
+  print(stream);
   std::fclose(stream);
-  std::vector<UcxLane> lanes = ParseUcxLanes({text, size});
+  std::string printed(text, size);
   std::free(text);
-  return lanes;
+  return printed;
+}
+
+bool IsLocal(std::string_view transport) {
+  for (const std::string_view local : {"posix", "sysv", "self", "cma", "knem", "xpmem"}) {
+    if (transport == local) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+std::vector<UcxLane> UcxLanes(ucp_ep_h ep) {
+  return ParseUcxLanes(Printed([ep](std::FILE* stream) { ucp_ep_print_info(ep, stream); }));
+}
+
+bool AllLanesLocal(const std::vector<UcxLane>& lanes) {
+  return !lanes.empty() &&
+         std::all_of(lanes.begin(), lanes.end(), [](const UcxLane& lane) { return IsLocal(lane.transport); });
+}
+
+bool HasSharedMemory(ucp_context_h context) {
+  const std::string info = Printed([context](std::FILE* stream) { ucp_context_print_info(context, stream); });
+  return info.find("posix/") != std::string::npos || info.find("sysv/") != std::string::npos;
 }
 
 // Lines such as

@@ -18,6 +18,12 @@ struct UcxLane {
 std::vector<UcxLane> UcxLanes(ucp_ep_h ep);
 std::vector<UcxLane> ParseUcxLanes(std::string_view description);
 
+// Every lane stays on this host (shared memory, or the process itself); false for no lanes.
+bool AllLanesLocal(const std::vector<UcxLane>& lanes);
+
+// The context's device list has shared-memory transports that can carry active messages.
+bool HasSharedMemory(ucp_context_h context);
+
 // An RDMA network lane (not TCP, not emulated) that carries one-sided writes.
 bool HasRdmaPutLane(const std::vector<UcxLane>& lanes);
 

@@ -5,13 +5,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <atomic>
 #include <cmath>
 #include <future>
 #include <random>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "libzeroc/base/check.h"
 #include "libzeroc/comm/queued_transport.h"
@@ -106,7 +106,8 @@ class UcxTransport final : public QueuedTransport {
       const int until = static_cast<int>(std::ceil(std::clamp(deadline - now, 0.0, 60.0) * 1e3));
       timeout_ms = timeout_ms < 0 ? until : std::min(timeout_ms, until);
     }
-    std::array<pollfd, 2> fds{{{wire_->event_fd(), POLLIN, 0}, {wake_fd_, POLLIN, 0}}};
+    std::vector<pollfd> fds = {{wire_->event_fd(), POLLIN, 0}, {wake_fd_, POLLIN, 0}};
+    wire_->AppendWatched(fds);
     ::poll(fds.data(), fds.size(), timeout_ms);
     awake_.store(true);
     std::uint64_t count = 0;

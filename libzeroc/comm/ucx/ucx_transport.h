@@ -9,8 +9,9 @@
 //
 // Threads: one owner thread drives a worker of its own (UCS_THREAD_MODE_SERIALIZED, because it is made on the caller's
 // thread) and sleeps on UCX's event descriptor when there is nothing to do.
-// Failure: end-points use UCP_ERR_HANDLING_MODE_PEER with keep-alive. A killed TCP peer on a reachable host is noticed at
-// once (reset); a killed shared-memory peer, or a host that went silent, within about two keep-alive intervals.
+// Failure: network end-points use UCP_ERR_HANDLING_MODE_PEER with keep-alive. UCX 1.13 offers no shared memory in that mode, so
+// a peer on the same host (same boot, process and IPC namespace) gets an end-point without it and its process is watched by
+// a process descriptor. Where that is not possible, UCX falls back to the network, and the description says so.
 // Trust: frames, sizes and offsets are checked here, but UCX itself believes its peers. The data network must be private.
 #pragma once
 

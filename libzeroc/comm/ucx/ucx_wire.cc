@@ -1,9 +1,9 @@
 #include "libzeroc/comm/ucx/ucx_wire.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 
 #include "libzeroc/base/check.h"
@@ -16,6 +16,8 @@ namespace {
 constexpr unsigned kAmId = 7;             // one id; our header says the rest
 constexpr int kProgressMax = 64;          // UCX progress calls in a row before commands get their turn
 constexpr int kClosingPollMs = 1;
+constexpr double kAliveCheckSeconds = 0.02;   // while busy; when idle the descriptors wake us
+constexpr double kDeadCloseSeconds = 0.1;     // for UCX to finish with a local peer that is dead already
 constexpr int kIdlePollMs = 200;          // while peers exist: lets keep-alive run even if UCX's timer does not wake us
 constexpr std::size_t kDeferredHellosMax = 1024;
 
@@ -45,7 +47,13 @@ struct UcxWire::Link {
   ucp_rkey_h rkey = nullptr;
   std::uint64_t remote_base = 0;
   bool failed = false;
+  bool local = false;  // shared memory: UCX reports no failures, we watch the process
+  int process_fd = -1;
   std::unordered_set<Request*> requests;
+
+  ~Link() {
+    if (process_fd >= 0) ::close(process_fd);
+  }
   // closing
   void* close_request = nullptr;
   bool close_started = false;
@@ -57,6 +65,7 @@ struct UcxWire::Request {
   Link* link = nullptr;
   Done done;                // empty: already answered, the link was abandoned
   FrameHeaderBytes header;  // UCX 1.13 reads it until the request is over
+  std::vector<std::byte> payload;
 };
 
 struct UcxWire::Receive {
@@ -116,7 +125,8 @@ Status UcxWire::OpenWorker() {
   attr.field_mask = UCP_WORKER_ATTR_FIELD_ADDRESS | UCP_WORKER_ATTR_FIELD_MAX_AM_HEADER;
   status = ucp_worker_query(worker_, &attr);
   if (status != UCS_OK) return FromUcs(status, "worker address");
-  address_.bytes = SealUcx({reinterpret_cast<const char*>(attr.address), attr.address_length});
+  process_ = ThisProcess(HasSharedMemory(context_));
+  address_.bytes = EncodeUcxAddress({process_, {reinterpret_cast<const char*>(attr.address), attr.address_length}});
   ucp_worker_release_address(worker_, attr.address);
   if (attr.max_am_header < kFrameHeaderBytes) {
     return Unavailable("ucx: active message headers of at most " + std::to_string(attr.max_am_header) + " bytes are too small");
@@ -175,6 +185,7 @@ bool UcxWire::Progress() {
   int moved = 0;
   while (moved < kProgressMax && ucp_worker_progress(worker_) != 0) ++moved;
   bool any = moved > 0;
+  CheckPeersAlive();
   any |= DeliverDeferred();
   any |= AdvanceClosing();
   return any;
@@ -199,21 +210,61 @@ bool UcxWire::Arm() { return ucp_worker_arm(worker_) == UCS_OK; }
 // ---- links ----
 
 Status UcxWire::Open(PeerId peer, const PeerAddress& address) {
-  std::string worker_address;
-  ZEROC_ASSIGN_OR_RETURN(worker_address, UnsealUcx(address.bytes, "address"));
+  UcxAddress remote;
+  ZEROC_ASSIGN_OR_RETURN(remote, DecodeUcxAddress(address.bytes));
   auto link = std::make_unique<Link>();
   link->wire = this;
   link->peer = peer;
-  ucp_ep_params_t params{};
-  params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
-  params.address = reinterpret_cast<const ucp_address_t*>(worker_address.data());
-  params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
-  params.err_handler.cb = &UcxWire::OnEndpointError;
-  params.err_handler.arg = link.get();
-  const ucs_status_t status = ucp_ep_create(worker_, &params, &link->ep);
-  if (status != UCS_OK) return FromUcs(status, "end-point");
+  if (process_.shared_memory && remote.process.shared_memory && process_.host == remote.process.host) {
+    const auto watched = WatchProcess(remote.process);
+    if (!watched.ok() && watched.status().code() == StatusCode::kUnavailable) return watched.status();
+    link->local = watched.ok();  // who cannot be watched is reached over a transport that reports failures
+    if (watched.ok()) link->process_fd = *watched;
+  }
+  ZEROC_RETURN_IF_ERROR(CreateEndpoint(*link, remote.worker));
+  if (link->local && !AllLanesLocal(UcxLanes(link->ep))) {
+    // Nothing was sent on it yet. Network lanes need UCX's failure handling.
+    ucp_request_param_t param{};
+    const ucs_status_ptr_t closing = ucp_ep_close_nbx(link->ep, &param);
+    if (UCS_PTR_IS_PTR(closing)) ucp_request_free(closing);
+    link->local = false;
+    ZEROC_RETURN_IF_ERROR(CreateEndpoint(*link, remote.worker));
+  }
   links_[peer] = std::move(link);
   return OkStatus();
+}
+
+Status UcxWire::CreateEndpoint(Link& link, const std::string& worker_address) {
+  ucp_ep_params_t params{};
+  params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE;
+  params.address = reinterpret_cast<const ucp_address_t*>(worker_address.data());
+  params.err_mode = UCP_ERR_HANDLING_MODE_NONE;
+  if (!link.local) {
+    params.field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLER;
+    params.err_mode = UCP_ERR_HANDLING_MODE_PEER;
+    params.err_handler.cb = &UcxWire::OnEndpointError;
+    params.err_handler.arg = &link;
+  }
+  const ucs_status_t status = ucp_ep_create(worker_, &params, &link.ep);
+  return status == UCS_OK ? OkStatus() : FromUcs(status, "end-point");
+}
+
+void UcxWire::AppendWatched(std::vector<pollfd>& fds) const {
+  for (const auto& [peer, link] : links_) {
+    if (link->process_fd >= 0 && !link->failed) fds.push_back({link->process_fd, POLLIN, 0});
+  }
+}
+
+void UcxWire::CheckPeersAlive() {
+  const double now = NowSeconds();
+  if (now < next_alive_check_) return;
+  next_alive_check_ = now + kAliveCheckSeconds;
+  for (const auto& [peer, link] : links_) {
+    pollfd fd{link->process_fd, POLLIN, 0};
+    if (link->process_fd < 0 || link->failed || ::poll(&fd, 1, 0) <= 0) continue;
+    link->failed = true;
+    failed_.emplace_back(peer, Unavailable("ucx: its process has died"));
+  }
 }
 
 Result<Delivery> UcxWire::ChooseDelivery(PeerId peer, const RemoteArena& arena) {
@@ -238,9 +289,8 @@ UcxWire::Link* UcxWire::FindUsable(PeerId peer) {
 // ---- requests ----
 
 template <typename Post>
-void UcxWire::PostRequest(Link& link, Done done, const FrameHeader* header, Post post) {
-  auto* request = new Request{&link, std::move(done), {}};
-  if (header != nullptr) request->header = EncodeFrameHeader(*header);
+void UcxWire::PostRequest(Link& link, Done done, Post post) {
+  auto* request = new Request{&link, std::move(done), {}, {}};
   link.requests.insert(request);
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK | UCP_OP_ATTR_FIELD_USER_DATA;
@@ -266,18 +316,25 @@ void UcxWire::OnSent(void* ucx_request, ucs_status_t status, void* user_data) {
 void UcxWire::SendFrame(PeerId peer, const FrameHeader& header, std::span<const std::byte> payload, Done done) {
   Link* link = FindUsable(peer);
   if (link == nullptr) return done(Unavailable("the end-point has failed"));
-  PostRequest(*link, std::move(done), &header, [&](Request& request, ucp_request_param_t& param) {
+  PostRequest(*link, std::move(done), [&](Request& request, ucp_request_param_t& param) {
+    request.header = EncodeFrameHeader(header);
+    if (link->local) {
+      // Shared memory cannot be cancelled, and a stopped peer may go on reading after our Close: it gets its own bytes.
+      request.payload.assign(payload.begin(), payload.end());
+      payload = request.payload;
+    }
     // Eager: the receiver then holds a piece whole when it is asked, so the check and the copy are one step.
     param.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
     param.flags = UCP_AM_SEND_FLAG_EAGER;
-    return ucp_am_send_nbx(link->ep, kAmId, request.header.data(), request.header.size(), payload.data(), payload.size(), &param);
+    return ucp_am_send_nbx(link->ep, kAmId, request.header.data(), request.header.size(), payload.data(), payload.size(),
+                           &param);
   });
 }
 
 void UcxWire::Put(PeerId peer, std::span<const std::byte> local, std::uint64_t remote_offset, Done done) {
   Link* link = FindUsable(peer);
   if (link == nullptr) return done(Unavailable("the end-point has failed"));
-  PostRequest(*link, std::move(done), nullptr, [&](Request&, ucp_request_param_t& param) {
+  PostRequest(*link, std::move(done), [&](Request&, ucp_request_param_t& param) {
     return ucp_put_nbx(link->ep, local.data(), local.size(), link->remote_base + remote_offset, link->rkey, &param);
   });
 }
@@ -285,7 +342,7 @@ void UcxWire::Put(PeerId peer, std::span<const std::byte> local, std::uint64_t r
 void UcxWire::FlushPuts(PeerId peer, Done done) {
   Link* link = FindUsable(peer);
   if (link == nullptr) return done(Unavailable("the end-point has failed"));
-  PostRequest(*link, std::move(done), nullptr,
+  PostRequest(*link, std::move(done),
               [&](Request&, ucp_request_param_t& param) { return ucp_ep_flush_nbx(link->ep, &param); });
 }
 
@@ -296,7 +353,8 @@ void UcxWire::Close(PeerId peer, Done closed) {
   if (node.empty()) return closed(OkStatus());
   std::unique_ptr<Link> link = std::move(node.mapped());
   link->closed = std::move(closed);
-  link->close_deadline = NowSeconds() + options_.close_timeout_ms * 0.5e-3;
+  const double patience = options_.close_timeout_ms * 0.5e-3;
+  link->close_deadline = NowSeconds() + (link->local && link->failed ? std::min(patience, kDeadCloseSeconds) : patience);
   closing_.push_back(std::move(link));
 }
 
@@ -304,7 +362,7 @@ void UcxWire::StartClosing(Link& link) {
   link.close_started = true;
   ucp_request_param_t param{};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
-  param.flags = UCP_EP_CLOSE_FLAG_FORCE;
+  param.flags = link.local ? 0 : UCP_EP_CLOSE_FLAG_FORCE;  // force needs UCX's failure handling
   link.close_request = ucp_ep_close_nbx(link.ep, &param);
   if (UCS_PTR_IS_ERR(link.close_request)) link.close_request = nullptr;
 }

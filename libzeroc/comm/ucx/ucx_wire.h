@@ -3,6 +3,7 @@
 // or closes and creates end-points from inside UCX's callbacks except to hand over received bytes.
 #pragma once
 
+#include <poll.h>
 #include <ucp/api/ucp.h>
 
 #include <cstdint>
@@ -17,6 +18,7 @@
 
 #include "libzeroc/base/status.h"
 #include "libzeroc/comm/transport_core.h"
+#include "libzeroc/comm/ucx/ucx_host.h"
 #include "libzeroc/comm/ucx/ucx_transport.h"
 #include "libzeroc/comm/wire.h"
 
@@ -43,6 +45,8 @@ class UcxWire final : public Wire {
   int event_fd() const { return event_fd_; }
   // Prepares to sleep on event_fd(). False: something is there already, progress again.
   bool Arm();
+  // Descriptors of watched peer processes, to sleep on as well.
+  void AppendWatched(std::vector<pollfd>& fds) const;
 
   double NowSeconds() const override;
   const PeerAddress& LocalAddress() const override { return address_; }
@@ -63,11 +67,13 @@ class UcxWire final : public Wire {
   Status OpenContext();
   Status OpenWorker();
 
-  // Calls `post(param)` with a request of `link` and finishes it at once when UCX did.
+  // Calls `post(request, param)` with a new request of `link` and finishes it at once when UCX did.
   template <typename Post>
-  void PostRequest(Link& link, Done done, const FrameHeader* header, Post post);
+  void PostRequest(Link& link, Done done, Post post);
   void FinishRequest(Request* request, const Status& status);
   Link* FindUsable(PeerId peer);
+  Status CreateEndpoint(Link& link, const std::string& worker_address);
+  void CheckPeersAlive();
   void StartClosing(Link& link);
   bool AdvanceClosing();
   bool DeliverDeferred();
@@ -84,6 +90,8 @@ class UcxWire final : public Wire {
   ucp_worker_h worker_ = nullptr;
   int event_fd_ = -1;
   PeerAddress address_;
+  ProcessIdentity process_;
+  double next_alive_check_ = 0;
   ucp_mem_h arena_memory_ = nullptr;
 
   std::map<PeerId, std::unique_ptr<Link>> links_;
