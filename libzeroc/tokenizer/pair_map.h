@@ -33,7 +33,7 @@ class PairMap {
     std::uint64_t value = 0;
   };
   static std::uint64_t Key(std::uint32_t first, std::uint32_t second) { return std::uint64_t{first} << 32 | second; }
-  // Two rounds of multiply and fold (murmur3's constants): keys are small dense numbers, which one round leaves clumped.
+  // Two rounds of multiply and fold (murmur3): keys are small dense numbers, which one round leaves clumped.
   std::size_t Home(std::uint64_t key) const {
     key = (key ^ key >> 33) * 0xff51afd7ed558ccdULL;
     key = (key ^ key >> 33) * 0xc4ceb9fe1a85ec53ULL;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <filesystem>
 #include <fstream>
 #include <functional>
 #include <unordered_map>
@@ -54,12 +55,15 @@ std::string_view MakeShadow(std::string_view text, std::string* storage) {
 }
 
 Result<std::string> ReadFile(const std::string& path) {
+  std::error_code error;
+  if (std::filesystem::exists(path, error) && !std::filesystem::is_regular_file(path, error)) {
+    return InvalidArgument(path + ": not a regular file");  // opening a FIFO would hang
+  }
   std::ifstream in(path, std::ios::binary | std::ios::ate);
   if (!in) return NotFound(path + ": cannot be opened");
   const std::streamoff size = in.tellg();
   if (size < 0 || size > static_cast<std::streamoff>(internal::kTokenizerBytesMax)) {
-    return InvalidArgument(path + ": not a regular file of at most " + std::to_string(internal::kTokenizerBytesMax) +
-                           " bytes");
+    return InvalidArgument(path + ": not a file of at most " + std::to_string(internal::kTokenizerBytesMax) + " bytes");
   }
   std::string text(static_cast<std::size_t>(size), '\0');
   in.seekg(0);
