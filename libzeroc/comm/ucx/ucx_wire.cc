@@ -20,6 +20,8 @@ constexpr double kAliveCheckSeconds = 0.02;   // while busy; when idle the descr
 constexpr double kDeadCloseSeconds = 0.1;     // for UCX to finish with a local peer that is dead already
 constexpr int kIdlePollMs = 200;          // while peers exist: lets keep-alive run even if UCX's timer does not wake us
 constexpr std::size_t kDeferredHellosMax = 1024;
+constexpr std::size_t kSmallPayload = 64 << 10;  // larger copies are worth keeping, which spares page faults
+constexpr std::size_t kSparePayloadsMax = 16;
 
 Status FromUcs(ucs_status_t status, const std::string& what) {
   const std::string message = "ucx: " + what + ": " + ucs_status_string(status);
@@ -51,22 +53,30 @@ struct UcxWire::Link {
   int process_fd = -1;
   std::unordered_set<Request*> requests;
 
-  ~Link() {
-    if (process_fd >= 0) ::close(process_fd);
-  }
+  ~Link();
+  bool puts = false;   // one-sided writes read the caller's memory
   // closing
+  void* drain_request = nullptr;
   void* close_request = nullptr;
+  bool drain_started = false;
   bool close_started = false;
   double close_deadline = 0;
-  Done closed;
+  Done closed;  // empty: the core has been told
 };
 
 struct UcxWire::Request {
   Link* link = nullptr;
   Done done;                // empty: already answered, the link was abandoned
   FrameHeaderBytes header;  // UCX 1.13 reads it until the request is over
+  // Always our own copy: a peer that stopped cannot be cancelled in time (AdvanceClosing), but the caller's bytes must be free
+  // when Close says so. Costs one pass over the piece; measured in bench/transport_bench.cc.
   std::vector<std::byte> payload;
 };
+
+UcxWire::Link::~Link() {
+  if (process_fd >= 0) ::close(process_fd);
+  for (Request* request : requests) delete request;  // of an abandoned link, after its worker is gone
+}
 
 struct UcxWire::Receive {
   UcxWire* wire = nullptr;
@@ -143,7 +153,7 @@ Status UcxWire::OpenWorker() {
 }
 
 UcxWire::~UcxWire() {
-  ZEROC_CHECK(links_.empty() && closing_.empty(), links_.size(), closing_.size());
+  ZEROC_CHECK(links_.empty(), links_.size());
   if (arena_memory_ != nullptr) ucp_mem_unmap(context_, arena_memory_);
   if (worker_ != nullptr) ucp_worker_destroy(worker_);
   if (context_ != nullptr) ucp_cleanup(context_);
@@ -201,8 +211,10 @@ bool UcxWire::DeliverDeferred() {
 }
 
 int UcxWire::PollTimeoutMs() const {
-  if (!closing_.empty()) return kClosingPollMs;
-  return links_.empty() ? -1 : kIdlePollMs;
+  for (const auto& link : closing_) {
+    if (link->closed) return kClosingPollMs;
+  }
+  return links_.empty() && closing_.empty() ? -1 : kIdlePollMs;
 }
 
 bool UcxWire::Arm() { return ucp_worker_arm(worker_) == UCS_OK; }
@@ -275,8 +287,8 @@ Result<Delivery> UcxWire::ChooseDelivery(PeerId peer, const RemoteArena& arena) 
   if (status != UCS_OK) return FromUcs(status, "arena key");
   link.remote_base = arena.base;
   void* mapped = nullptr;
-  if (ucp_rkey_ptr(link.rkey, arena.base, &mapped) == UCS_OK) return Delivery::kPut;
-  return HasRdmaPutLane(UcxLanes(link.ep)) ? Delivery::kPut : Delivery::kActiveMessage;
+  link.puts = ucp_rkey_ptr(link.rkey, arena.base, &mapped) == UCS_OK || HasRdmaPutLane(UcxLanes(link.ep));
+  return link.puts ? Delivery::kPut : Delivery::kActiveMessage;
 }
 
 std::string UcxWire::Describe(PeerId peer) const { return LaneSummary(UcxLanes(links_.at(peer)->ep)); }
@@ -304,6 +316,9 @@ void UcxWire::PostRequest(Link& link, Done done, Post post) {
 void UcxWire::FinishRequest(Request* request, const Status& status) {
   const std::unique_ptr<Request> owned(request);
   request->link->requests.erase(request);
+  if (request->payload.size() > kSmallPayload && spare_payloads_.size() < kSparePayloadsMax) {
+    spare_payloads_.push_back(std::move(request->payload));
+  }
   if (request->done) request->done(status);
 }
 
@@ -318,16 +333,16 @@ void UcxWire::SendFrame(PeerId peer, const FrameHeader& header, std::span<const 
   if (link == nullptr) return done(Unavailable("the end-point has failed"));
   PostRequest(*link, std::move(done), [&](Request& request, ucp_request_param_t& param) {
     request.header = EncodeFrameHeader(header);
-    if (link->local) {
-      // Shared memory cannot be cancelled, and a stopped peer may go on reading after our Close: it gets its own bytes.
-      request.payload.assign(payload.begin(), payload.end());
-      payload = request.payload;
+    if (!spare_payloads_.empty() && payload.size() > kSmallPayload) {
+      request.payload = std::move(spare_payloads_.back());
+      spare_payloads_.pop_back();
     }
+    request.payload.assign(payload.begin(), payload.end());
     // Eager: the receiver then holds a piece whole when it is asked, so the check and the copy are one step.
     param.op_attr_mask |= UCP_OP_ATTR_FIELD_FLAGS;
     param.flags = UCP_AM_SEND_FLAG_EAGER;
-    return ucp_am_send_nbx(link->ep, kAmId, request.header.data(), request.header.size(), payload.data(), payload.size(),
-                           &param);
+    return ucp_am_send_nbx(link->ep, kAmId, request.header.data(), request.header.size(), request.payload.data(),
+                           request.payload.size(), &param);
   });
 }
 
@@ -347,6 +362,11 @@ void UcxWire::FlushPuts(PeerId peer, Done done) {
 }
 
 // ---- closing ----
+//
+// UCX 1.13 survives a forced close of a TCP end-point only when nothing is left to send on it or it has failed already:
+// otherwise it keeps half of the connection, and frees it inside its own event loop when the peer goes (seen as a crash in
+// uct_tcp_iface_progress). So a link drains first. If the peer does not take the bytes in time (stopped), the core is told that
+// the link is closed all the same, and the end-point is closed later, when it has drained or failed.
 
 void UcxWire::Close(PeerId peer, Done closed) {
   auto node = links_.extract(peer);
@@ -358,40 +378,63 @@ void UcxWire::Close(PeerId peer, Done closed) {
   closing_.push_back(std::move(link));
 }
 
-void UcxWire::StartClosing(Link& link) {
-  link.close_started = true;
-  ucp_request_param_t param{};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
-  param.flags = link.local ? 0 : UCP_EP_CLOSE_FLAG_FORCE;  // force needs UCX's failure handling
-  link.close_request = ucp_ep_close_nbx(link.ep, &param);
-  if (UCS_PTR_IS_ERR(link.close_request)) link.close_request = nullptr;
+// True when the end-point may be closed now.
+bool UcxWire::Drained(Link& link) {
+  if (!link.local && (link.failed || link.puts)) return true;
+  if (!link.requests.empty()) return false;
+  if (link.local) return true;  // its close drains by itself
+  if (!link.drain_started) {
+    link.drain_started = true;
+    ucp_request_param_t param{};
+    link.drain_request = ucp_ep_flush_nbx(link.ep, &param);
+    if (UCS_PTR_IS_ERR(link.drain_request)) link.drain_request = nullptr;
+  }
+  if (link.drain_request == nullptr) return true;
+  if (ucp_request_check_status(link.drain_request) == UCS_INPROGRESS) return false;
+  ucp_request_free(link.drain_request);
+  link.drain_request = nullptr;
+  return true;
+}
+
+// True when UCX has let go of the link.
+bool UcxWire::Closed(Link& link) {
+  if (!link.close_started) {
+    if (!Drained(link)) return false;
+    link.close_started = true;
+    ucp_request_param_t param{};
+    param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
+    param.flags = link.local ? 0 : UCP_EP_CLOSE_FLAG_FORCE;  // force needs UCX's failure handling
+    link.close_request = ucp_ep_close_nbx(link.ep, &param);
+    if (UCS_PTR_IS_ERR(link.close_request)) link.close_request = nullptr;
+  }
+  if (link.drain_request != nullptr && ucp_request_check_status(link.drain_request) != UCS_INPROGRESS) {
+    ucp_request_free(link.drain_request);
+    link.drain_request = nullptr;
+  }
+  if (link.close_request != nullptr && ucp_request_check_status(link.close_request) != UCS_INPROGRESS) {
+    ucp_request_free(link.close_request);
+    link.close_request = nullptr;
+  }
+  return link.close_request == nullptr && link.drain_request == nullptr && link.requests.empty();
 }
 
 bool UcxWire::AdvanceClosing() {
   std::vector<std::unique_ptr<Link>> closing = std::exchange(closing_, {});
   bool any = false;
   for (std::unique_ptr<Link>& link : closing) {
-    if (!link->close_started) StartClosing(*link);
-    if (link->close_request != nullptr && ucp_request_check_status(link->close_request) != UCS_INPROGRESS) {
-      ucp_request_free(link->close_request);
-      link->close_request = nullptr;
+    const bool over = Closed(*link);
+    if (link->closed && (over || NowSeconds() >= link->close_deadline)) {
+      any = true;
+      for (Request* request : std::vector<Request*>(link->requests.begin(), link->requests.end())) {
+        if (const Done done = std::exchange(request->done, nullptr)) done(Cancelled("ucx: not over in time"));
+      }
+      std::exchange(link->closed, nullptr)(OkStatus());
     }
-    const bool over = link->close_request == nullptr && link->requests.empty();
-    if (!over && NowSeconds() < link->close_deadline) {
+    if (!over) {
       closing_.push_back(std::move(link));
-      continue;
+    } else if (link->rkey != nullptr) {
+      ucp_rkey_destroy(link->rkey);
     }
-    any = true;
-    const Done closed = std::move(link->closed);
-    for (Request* request : std::vector<Request*>(link->requests.begin(), link->requests.end())) {
-      if (const Done done = std::exchange(request->done, nullptr)) done(Cancelled("ucx: not over in time"));
-    }
-    if (over) {
-      if (link->rkey != nullptr) ucp_rkey_destroy(link->rkey);
-    } else {
-      abandoned_.push_back(std::move(link));
-    }
-    closed(OkStatus());
   }
   return any;
 }

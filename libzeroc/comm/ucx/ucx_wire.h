@@ -74,7 +74,8 @@ class UcxWire final : public Wire {
   Link* FindUsable(PeerId peer);
   Status CreateEndpoint(Link& link, const std::string& worker_address);
   void CheckPeersAlive();
-  void StartClosing(Link& link);
+  bool Drained(Link& link);
+  bool Closed(Link& link);
   bool AdvanceClosing();
   bool DeliverDeferred();
 
@@ -95,8 +96,8 @@ class UcxWire final : public Wire {
   ucp_mem_h arena_memory_ = nullptr;
 
   std::map<PeerId, std::unique_ptr<Link>> links_;
-  std::vector<std::unique_ptr<Link>> closing_;
-  std::vector<std::unique_ptr<Link>> abandoned_;  // UCX did not let go in time; kept for its late callbacks
+  std::vector<std::unique_ptr<Link>> closing_;  // some of them closed for the core already
+  std::vector<std::vector<std::byte>> spare_payloads_;
   std::vector<std::pair<PeerId, Status>> failed_;
   std::vector<std::pair<FrameHeaderBytes, std::vector<std::byte>>> deferred_hellos_;
 };
