@@ -322,7 +322,7 @@ void LeaseTable::OnReleased(PeerId peer, const ReleasedMessage& message, std::in
   Lease* lease = Find(message.lease);
   const auto answer_ended = [&](Status status) {
     if (status.ok()) return Send(peer, CommitAckMessage{message.lease, message.rank, status}, out);
-    Send(peer, LeaseEndedMessage{message.lease, message.rank, std::move(status)}, out);
+    Send(peer, LeaseEndedMessage{message.lease, message.rank, std::move(status), false}, out);
   };
   if (lease == nullptr) return answer_ended(EndedStatus(message.lease));
   Writer* writer = FindWriter(*lease, peer, message.rank);
@@ -481,7 +481,7 @@ void LeaseTable::TellWriters(Lease& lease, std::int64_t now_ns, LeaseActions* ou
   lease.last_resend_ns = now_ns;
   for (const Writer& writer : lease.writers) {
     if (writer.quiet || writer.gone_ns != 0) continue;
-    Send(writer.peer, LeaseEndedMessage{lease.key, writer.rank, lease.end_status}, out);
+    Send(writer.peer, LeaseEndedMessage{lease.key, writer.rank, lease.end_status, true}, out);
   }
 }
 

@@ -55,7 +55,10 @@ void Put(ByteWriter& out, const CommitMessage& m) {
 void Put(ByteWriter& out, const CommitAckMessage& m) { PutStatus(out, m.status); }
 void Put(ByteWriter& out, const AbortMessage& m) { PutStatus(out, m.status); }
 void Put(ByteWriter&, const ReleasedMessage&) {}
-void Put(ByteWriter& out, const LeaseEndedMessage& m) { PutStatus(out, m.status); }
+void Put(ByteWriter& out, const LeaseEndedMessage& m) {
+  PutStatus(out, m.status);
+  out.Int(static_cast<std::uint8_t>(m.wants_release ? 1 : 0));
+}
 
 // Each Get returns "" or the name of the field that is out of range.
 const char* Get(ByteReader& in, AttachMessage* m) {
@@ -78,7 +81,12 @@ const char* GetStatusField(ByteReader& in, Status* status, bool may_be_ok) {
 const char* Get(ByteReader& in, AttachAckMessage* m) { return GetStatusField(in, &m->status, true); }
 const char* Get(ByteReader& in, CommitAckMessage* m) { return GetStatusField(in, &m->status, true); }
 const char* Get(ByteReader& in, AbortMessage* m) { return GetStatusField(in, &m->status, false); }
-const char* Get(ByteReader& in, LeaseEndedMessage* m) { return GetStatusField(in, &m->status, false); }
+const char* Get(ByteReader& in, LeaseEndedMessage* m) {
+  if (const char* bad = GetStatusField(in, &m->status, false); *bad != '\0') return bad;
+  const auto wants_release = in.Int<std::uint8_t>();
+  m->wants_release = wants_release == 1;
+  return wants_release > 1 ? "release flag" : "";
+}
 const char* Get(ByteReader&, ReleasedMessage*) { return ""; }
 
 const char* GetFirstToken(ByteReader& in, FirstToken* token) {

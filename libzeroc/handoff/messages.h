@@ -88,7 +88,8 @@ struct ReleasedMessage {
 struct LeaseEndedMessage {
   LeaseKey lease;
   std::uint16_t rank = 0;
-  Status status;  // why; not OK
+  Status status;             // why; not OK
+  bool wants_release = false;  // D waits for Released. False in the answer to it, or the two would answer for ever
 };
 
 using Message = std::variant<AttachMessage, AttachAckMessage, CommitMessage, CommitAckMessage, AbortMessage,

@@ -22,7 +22,7 @@ std::vector<Message> OneOfEach() {
           CommitAckMessage{kLease, 0, DataLoss("block 3")},
           AbortMessage{kLease, 3, Cancelled("client went away")},
           ReleasedMessage{kLease, 63},
-          LeaseEndedMessage{kLease, 5, DeadlineExceeded("expired")}};
+          LeaseEndedMessage{kLease, 5, DeadlineExceeded("expired"), true}};
 }
 
 TEST(MessagesTest, EveryMessageSurvivesTheWire) {

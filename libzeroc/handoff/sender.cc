@@ -198,12 +198,12 @@ SenderActions Sender::OnMessage(const Message& message, std::int64_t now_ns) {
   SenderActions out;
   if (ended_ || !(LeaseOf(message) == lease_)) return out;
   if (const auto* ack = std::get_if<AttachAckMessage>(&message)) {
-    last_progress_ns_ = now_ns;
     if (stopping()) return out;
     if (!ack->status.ok()) {
       Stop(ack->status.WithContext("decode worker " + peer_name_ + " refused the transfer"), now_ns, &out);
     } else if (phase_ == Phase::kAttaching) {
       phase_ = Phase::kStreaming;
+      last_progress_ns_ = now_ns;
       PostBlocks(now_ns, &out);
       Advance(now_ns, &out);
     }
@@ -324,7 +324,7 @@ SenderActions Sender::Tick(std::int64_t now_ns) {
 
 std::optional<EncodedMessage> AnswerWithoutSender(const Message& message) {
   const auto* ended = std::get_if<LeaseEndedMessage>(&message);
-  if (ended == nullptr) return std::nullopt;
+  if (ended == nullptr || !ended->wants_release) return std::nullopt;
   return EncodeMessage(ReleasedMessage{ended->lease, ended->rank});
 }
 

@@ -158,13 +158,15 @@ class Sender {
   bool local_done_ = false;
   bool ended_ = false;
 
-  std::int64_t last_progress_ns_ = 0;  // anything came from the peer, or the phase began
+  // A write or flush was over, or the phase began. Answers to heartbeats do not count: a peer may be well while a write
+  // of ours is lost.
+  std::int64_t last_progress_ns_ = 0;
   std::int64_t last_sent_ns_ = 0;      // of the message that waits for an answer, or of the last heartbeat
   SenderStats stats_;
 };
 
-// What a prefill worker answers to a message for a lease that it has no sender for (any more): Released to LeaseEnded,
-// because a sender lives until none of its writes is under way. Otherwise nothing.
+// What a prefill worker answers to a message for a lease that it has no sender for (any more): Released to a LeaseEnded that
+// waits for it, because a sender lives until none of its writes is under way. Otherwise nothing.
 std::optional<EncodedMessage> AnswerWithoutSender(const Message& message);
 
 }  // namespace zeroc
