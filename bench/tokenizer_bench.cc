@@ -1,5 +1,5 @@
-// Encode and decode rates on a text file: ZEROC_BENCH_TEXT, else ../shared/eval/wikitext-2-test.txt, else a made-up text
-// (run from the root of the repository).
+// Encode and decode rates on a text file: ZEROC_BENCH_TEXT, else ../shared/eval/wikitext-2-test.txt, else a made-up
+// text (run from the root of the repository).
 #include <benchmark/benchmark.h>
 
 #include <cstdlib>

@@ -39,8 +39,8 @@ TEST(SafetensorsTest, ReadsTensorsInPlace) {
 }
 
 TEST(SafetensorsTest, AcceptsScalarsEmptyTensorsAndPadding) {
-  const std::string header =
-      R"({"e":{"dtype":"F32","shape":[0,7],"data_offsets":[0,0]},"s":{"data_offsets":[0,8],"dtype":"I64","shape":[]}}   )";
+  const std::string header = R"({"e":{"dtype":"F32","shape":[0,7],"data_offsets":[0,0]},)"
+                             R"("s":{"data_offsets":[0,8],"dtype":"I64","shape":[]}}   )";
   const std::string bytes = RawSafetensors(header, "01234567");
   const auto file = SafetensorsFile::Parse(Bytes(bytes), "t");
   ASSERT_TRUE(file.ok()) << file.status().ToString();
@@ -123,9 +123,9 @@ INSTANTIATE_TEST_SUITE_P(
         Hostile{TwoTensors("[0,4]", "[2,6]"), 6, "overlapping"},
         Hostile{TwoTensors("[0,4]", "[0,4]"), 4, "overlapping"}, Hostile{TwoTensors("[0,4]", "[5,9]"), 9, "hole"},
         Hostile{TwoTensors("[1,5]", "[5,9]"), 9, "hole"},
-        Hostile{
-            R"({"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"w":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
-            2, "twice"},
+        Hostile{R"({"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},)"
+                R"("w":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}})",
+                2, "twice"},
         Hostile{R"({"__metadata__":{"k":1}})", 0, "a number"},
         Hostile{R"({"__metadata__":{"k":"1","k":"2"}})", 0, "twice"},
         Hostile{R"({"__metadata__":{},"__metadata__":{}})", 0, "twice"},

@@ -4,7 +4,8 @@
 // Thread-safety: const after Open; Encode and Decode may run on any number of threads. Text is bytes and need not be
 // valid UTF-8: an undecodable byte is a character that is neither letter, digit nor white space. The file is untrusted.
 // Not supported, and refused with the field's name: other models than BPE, byte_fallback, normalizers, pre-tokenizers
-// other than Split and ByteLevel.
+// other than Split and ByteLevel. Letters, digits and so on are those of PCRE2's Unicode version (14 in Debian 12):
+// characters assigned since then may split differently from Hugging Face.
 #pragma once
 
 #include <memory>

@@ -38,12 +38,16 @@ SENTENCES = [
 EDGES = [
     "", " ", "  ", "   x", "x   ", "\n", "\r\n", " \n \n x", "\t\tx", "a\u00a0b", "a\u3000b", "a\u180eb", "a\u200bb",
     "a\u0085b", "\u2028x\u2029", "\x00", "a\x00b", "\x7f\x01", "I'LL he'S THEY'RE it's don't", "'s't're'", "ſ'ſ x'ſ",
-    "1234567", "1 22 333 4444", "x1y22z", "²³¹½ⅷ٣४", "ⓐⒷ🄰", "é e\u0301 \u1e69 \u0073\u0323\u0307", "\ufeffBOM", "\ufffd \ufffe",
+    "1234567", "1 22 333 4444", "x1y22z", "²³¹½ⅷ٣४", "ⓐⒷ🄰", "é e\u0301 \u1e69 \u0073\u0323\u0307",
+    "\ufeffBOM", "\ufffd \ufffe",
     "ǅ ǆ Ǆ ﬁ ﬀ", "A" * 300, " " * 130 + "end", "ab" * 200, "=" * 77, "\n" * 9 + "x", "a\n\n\nb\r\r\nc", "\U0010ffff",
     "!!!???...", "(a)[b]{c}<d>", "http://a.b/c?d=e&f=g#h", "snake_case CamelCase kebab-case SHOUTING",
-    "<|bos|>", "x<|bos|>y", "<|bos|><|eos|>", " <|bos|> ", "<|bo", "<|bos|", "|bos|>", "<<|eos|>>", "<|eos|>\n\n<|eos|>",
-    "MARK", "xMARK", "MARKx", "x MARK y", "x  MARK  y", "éMARK", "(MARK)", "MARKMARK", "\u00a0MARK\u00a0", "_MARK_", "MARK MARK",
-    "LEFT", "a  LEFT  b", "LEFT LEFT", "RIGHT", "a  RIGHT \n b", "RIGHT RIGHT", "BOTH", "a \t BOTH \u3000 b", "BOTH BOTH",
+    "<|bos|>", "x<|bos|>y", "<|bos|><|eos|>", " <|bos|> ", "<|bo", "<|bos|", "|bos|>", "<<|eos|>>",
+    "<|eos|>\n\n<|eos|>",
+    "MARK", "xMARK", "MARKx", "x MARK y", "x  MARK  y", "éMARK", "(MARK)", "MARKMARK", "\u00a0MARK\u00a0",
+    "_MARK_", "MARK MARK",
+    "LEFT", "a  LEFT  b", "LEFT LEFT", "RIGHT", "a  RIGHT \n b", "RIGHT RIGHT", "BOTH", "a \t BOTH \u3000 b",
+    "BOTH BOTH",
     "a BOTHBOTH b", "NORM", "a NORM b", "a LEFTNORM b", "RIGHT  NORM", "ABCD", "ABC", "AB ABC ABCDE", "xABCDx",
     "LEFT\u180eLEFT \u2003LEFT", "ⓐMARK MARKⓐ ²MARK MARK\u200d \u0301MARK",
 ]
@@ -51,12 +55,14 @@ EDGES = [
 
 def random_texts(count: int) -> list[str]:
     rng = random.Random(20240817)
-    pools = ["abc xyz", "AZ'sd ", "019 ", "\n\r\t  ", ".,!?-_/", "éßÿ", "жЯ", "漢字あ", "😀👍", "\u0301\u200d", "<|bos|>", "LEFT", " "]
+    pools = ["abc xyz", "AZ'sd ", "019 ", "\n\r\t  ", ".,!?-_/", "éßÿ", "жЯ",
+             "漢字あ", "😀👍", "\u0301\u200d", "<|bos|>", "LEFT", " "]
     return ["".join(rng.choice(rng.choice(pools)) for _ in range(rng.randrange(1, 60))) for _ in range(count)]
 
 
 def invalid_utf8() -> list[bytes]:
-    pieces = [b"\xff", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\x80"]
+    pieces = [b"\xff", b"\xc3", b"\xe2\x82", b"\xf0\x9f\x98", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80",
+              b"\x80"]
     return [b"ab" + p + b" cd" for p in pieces]
 
 
@@ -78,23 +84,30 @@ def train(added: list, **settings) -> dict:
 def make_tokenizers() -> dict:
     isolated = lambda regex: pre_tokenizers.Split(tokenizers.Regex(regex), "isolated")
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bos = processors.TemplateProcessing(single="<|bos|> $A", pair="<|bos|> $A <|bos|> $B:1", special_tokens=[("<|bos|>", 0)])
-    wrap = processors.TemplateProcessing(single="<|bos|> $A <|eos|> <|eos|>", special_tokens=[("<|bos|>", 0), ("<|eos|>", 1)])
+    bos = processors.TemplateProcessing(single="<|bos|> $A",
+                                        pair="<|bos|> $A <|bos|> $B:1", special_tokens=[("<|bos|>", 0)])
+    wrap = processors.TemplateProcessing(single="<|bos|> $A <|eos|> <|eos|>",
+                                         special_tokens=[("<|bos|>", 0), ("<|eos|>", 1)])
     token = tokenizers.AddedToken
     options = [token("MARK", single_word=True, normalized=False), token("LEFT", lstrip=True, normalized=False),
                token("RIGHT", rstrip=True, normalized=False), token("BOTH", lstrip=True, rstrip=True, special=True),
-               token("NORM", normalized=True, lstrip=True), token("ABCD", normalized=False), token("AB", normalized=False)]
+               token("NORM", normalized=True, lstrip=True), token("ABCD", normalized=False),
+               token("AB", normalized=False)]
     sequence = pre_tokenizers.Sequence
     out = {
-        "llama3": train([], pre=sequence([isolated(LLAMA3), plain]), post=processors.Sequence([processors.ByteLevel(), bos])),
+        "llama3": train([], pre=sequence([isolated(LLAMA3), plain]),
+                        post=processors.Sequence([processors.ByteLevel(), bos])),
         "gpt2": train([], pre=pre_tokenizers.ByteLevel(add_prefix_space=False)),
-        "prefix_space": train([token("MARK", normalized=False)], pre=pre_tokenizers.ByteLevel(add_prefix_space=True), post=wrap),
+        "prefix_space": train([token("MARK", normalized=False)],
+                              pre=pre_tokenizers.ByteLevel(add_prefix_space=True), post=wrap),
         "o200k": train([], pre=sequence([isolated(O200K), plain]), post=bos),
         "added": train(options, pre=sequence([isolated(LLAMA3), plain]), post=wrap),
-        "split_prefix": train([], pre=sequence([isolated(r"\p{N}{1,3}"), pre_tokenizers.ByteLevel(add_prefix_space=True)])),
+        "split_prefix": train([], pre=sequence([isolated(r"\p{N}{1,3}"),
+                                                pre_tokenizers.ByteLevel(add_prefix_space=True)])),
     }
     for behavior in ["removed", "merged_with_previous", "merged_with_next", "contiguous"]:
-        pre = sequence([pre_tokenizers.Split(" ", behavior), pre_tokenizers.Split(tokenizers.Regex("[aeiou]"), behavior), plain])
+        pre = sequence([pre_tokenizers.Split(" ", behavior),
+                        pre_tokenizers.Split(tokenizers.Regex("[aeiou]"), behavior), plain])
         out["split_" + behavior] = train([], pre=pre)
     out["split_inverted"] = train([], pre=sequence(
         [pre_tokenizers.Split(tokenizers.Regex(r"\p{L}+|\d"), "merged_with_previous", invert=True), plain]))
@@ -106,8 +119,7 @@ def make_tokenizers() -> dict:
     model = out["ignore_merges"]["model"]
     model["ignore_merges"] = True
     for word in ["Ġqux", "SHOUTING", "漢字", "ĠCamel"]:
-        mapped = "".join(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(word)[0][0]) \
-            if not word.startswith("Ġ") else word
+        mapped = word if word.startswith("Ġ") else plain.pre_tokenize_str(word)[0][0]
         model["vocab"][mapped] = len(model["vocab"])
     return out
 
@@ -137,10 +149,9 @@ def main() -> None:
     for name, spec in specs.items():
         cases += cases_of(name, Tokenizer.from_str(json.dumps(spec)), texts + ["a qux qux SHOUTING 漢字 Camel"])
     round_trips = [base64.b64encode(b).decode() for b in invalid_utf8()]
-    document = {"made_with": f"tokenizers {tokenizers.__version__}", "tokenizers": specs, "cases": cases, "invalid_utf8": round_trips}
     with args.out.open("w", encoding="utf-8") as file:
         # One case per line keeps the differences of a new version readable.
-        file.write('{"made_with":' + json.dumps(document["made_with"]) + ',\n"tokenizers":{\n')
+        file.write('{"made_with":' + json.dumps(f"tokenizers {tokenizers.__version__}") + ',\n"tokenizers":{\n')
         dump = lambda value: json.dumps(value, ensure_ascii=True, separators=(",", ":"))
         file.write(",\n".join(dump(k) + ":" + dump(v) for k, v in specs.items()))
         file.write('\n},\n"invalid_utf8":' + dump(round_trips) + ',\n"cases":[\n')
