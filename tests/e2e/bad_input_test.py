@@ -125,9 +125,9 @@ class StartTest(unittest.TestCase):
                 self.assertIn("config.yaml", log)
 
     def test_unknown_flag(self):
-        for program in ("zeroc-router", "zeroc-prefill", "zeroc-decode", "zeroc"):
+        for program, *command in (["zeroc-router"], ["zeroc-prefill"], ["zeroc-decode"], ["zeroc", "plan"]):
             with self.subTest(program=program):
-                code, log = self.run_program(program, "--no-such-flag")
+                code, log = self.run_program(program, *command, "--no-such-flag")
                 self.assertEqual(code, 2, log)
                 self.assertIn("no-such-flag", log)
 
