@@ -9,7 +9,8 @@ import tempfile
 import unittest
 
 import texts
-from cluster import MODEL_DIR, START_S, Cluster, ClusterTest, Process, free_port, http_request, wait_until
+from cluster import (MODEL_DIR, START_S, Cluster, ClusterTest, Process, free_port, http_request, listen_flags,
+                     wait_until)
 
 
 class BadRequestTest(ClusterTest):
@@ -102,9 +103,6 @@ class StartTest(unittest.TestCase):
             process.end()
         return code, process.log()
 
-    def listen_args(self):
-        return ["--grpc-listen", f"127.0.0.1:{free_port()}", "--http-listen", f"127.0.0.1:{free_port()}"]
-
     def test_unknown_config_key(self):
         config = pathlib.Path(self.dir) / "config.yaml"
         config.write_text("no_such_setting: 1\n")
@@ -132,21 +130,21 @@ class StartTest(unittest.TestCase):
                 self.assertIn("no-such-flag", log)
 
     def test_port_in_use(self):
-        for flag in ("--grpc-listen", "--http-listen"):
+        for flag in ("--grpc-address", "--http-address"):
             with self.subTest(flag=flag), socket.socket() as taken:
                 # A server that sets this option too, as gRPC does by default, would share the port in silence.
                 taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 taken.bind(("127.0.0.1", 0))
                 taken.listen()
                 port = taken.getsockname()[1]
-                args = self.listen_args()
+                args = listen_flags(free_port(), free_port())
                 args[args.index(flag) + 1] = f"127.0.0.1:{port}"
                 code, log = self.run_program("zeroc-router", "--model", MODEL_DIR, *args)
                 self.assertEqual(code, 1, log)
                 self.assertIn(str(port), log)
 
     def test_missing_model(self):
-        code, log = self.run_program("zeroc-decode", "--model", f"{self.dir}/nothing", *self.listen_args(),
+        code, log = self.run_program("zeroc-decode", "--model", f"{self.dir}/nothing", *listen_flags(free_port(), free_port()),
                                      "--router", "127.0.0.1:1")
         self.assertEqual(code, 1, log)
         self.assertIn("nothing", log)
@@ -163,7 +161,7 @@ class StartTest(unittest.TestCase):
     def test_plan_of_another_model(self):
         model = self.changed_model()
         self.assertTrue((model / "zeroc.plan").is_file(), "the demo model has a plan")
-        code, log = self.run_program("zeroc-decode", "--model", model, *self.listen_args(), "--router", "127.0.0.1:1")
+        code, log = self.run_program("zeroc-decode", "--model", model, *listen_flags(free_port(), free_port()), "--router", "127.0.0.1:1")
         self.assertEqual(code, 1, log)
         self.assertIn("zeroc.plan", log)
 

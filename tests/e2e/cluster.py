@@ -46,6 +46,10 @@ def free_port():
     raise RuntimeError("found no free TCP port")
 
 
+def listen_flags(grpc_port, http_port):
+    return ["--grpc-address", f"127.0.0.1:{grpc_port}", "--http-address", f"127.0.0.1:{http_port}"]
+
+
 def wait_until(condition, timeout_s, what):
     """Returns the first true value of condition(). Fails naming `what` and the last value after timeout_s."""
     deadline = time.monotonic() + timeout_s
@@ -133,8 +137,7 @@ class Service(Process):
 
     def __init__(self, program, args, log_dir):
         self.grpc_port, self.http_port = free_port(), free_port()
-        super().__init__(program, ["--grpc-listen", f"127.0.0.1:{self.grpc_port}",
-                                   "--http-listen", f"127.0.0.1:{self.http_port}", *args], log_dir)
+        super().__init__(program, [*listen_flags(self.grpc_port, self.http_port), *args], log_dir)
 
     def status(self, path):
         """HTTP status of a GET, or None while nobody answers."""
