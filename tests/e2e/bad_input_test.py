@@ -103,6 +103,9 @@ class StartTest(unittest.TestCase):
             process.end()
         return code, process.log()
 
+    def worker_flags(self, model):
+        return ["--model", model, "--router", "127.0.0.1:1", *listen_flags(free_port(), free_port())]
+
     def test_unknown_config_key(self):
         config = pathlib.Path(self.dir) / "config.yaml"
         config.write_text("no_such_setting: 1\n")
@@ -144,8 +147,7 @@ class StartTest(unittest.TestCase):
                 self.assertIn(str(port), log)
 
     def test_missing_model(self):
-        code, log = self.run_program("zeroc-decode", "--model", f"{self.dir}/nothing", *listen_flags(free_port(), free_port()),
-                                     "--router", "127.0.0.1:1")
+        code, log = self.run_program("zeroc-decode", *self.worker_flags(f"{self.dir}/nothing"))
         self.assertEqual(code, 1, log)
         self.assertIn("nothing", log)
 
@@ -161,7 +163,7 @@ class StartTest(unittest.TestCase):
     def test_plan_of_another_model(self):
         model = self.changed_model()
         self.assertTrue((model / "zeroc.plan").is_file(), "the demo model has a plan")
-        code, log = self.run_program("zeroc-decode", "--model", model, *listen_flags(free_port(), free_port()), "--router", "127.0.0.1:1")
+        code, log = self.run_program("zeroc-decode", *self.worker_flags(model))
         self.assertEqual(code, 1, log)
         self.assertIn("zeroc.plan", log)
 
