@@ -1,8 +1,8 @@
 // A small HTTP/1.1 server for the services' edges: /metrics, /healthz, /readyz and the router's API with its streams.
 //
-// Bounded everywhere: header and body bytes, connections, time to send a request, time a client may take to read, and bytes
-// that wait for a slow client. Handlers run on the server's threads and must not block; they may answer later from any
-// thread through the exchange. Malformed, oversized or slow requests never reach a handler.
+// Bounded everywhere: header and body bytes, connections, time to send a request, time a client may take to read, and
+// bytes that wait for a slow client. Handlers run on the server's threads and must not block; they may answer later
+// from any thread through the exchange. Malformed, oversized or slow requests never reach a handler.
 #pragma once
 
 #include <cstddef>
@@ -48,8 +48,8 @@ struct HttpResponse {
   std::vector<std::pair<std::string, std::string>> headers;
 };
 
-// One request and its answer: either Respond once, or StartStream, Write.., then Finish or Abort. Any thread, in this order;
-// calls after the end are ignored. An exchange that is dropped without an answer answers 500 by itself.
+// One request and its answer: either Respond once, or StartStream, Write.., then Finish or Abort. Any thread, in this
+// order; calls after the end are ignored. An exchange that is dropped without an answer answers 500 by itself.
 class HttpExchange {
  public:
   virtual ~HttpExchange() = default;
@@ -61,7 +61,8 @@ class HttpExchange {
   virtual void StartStream(HttpResponse head) = 0;
   virtual void Write(std::string bytes) = 0;
   virtual void Finish() = 0;  // ends the body and keeps the connection
-  // After what is queued, closes the connection without the last chunk: the client can tell that the stream is not whole.
+  // After what is queued, closes the connection without the last chunk: the client can tell that the stream is not
+  // whole.
   virtual void Abort() = 0;
 
   // `gone` runs once, on a server thread, when the client has closed or is too slow before the answer was complete.
@@ -73,8 +74,8 @@ using HttpHandler = std::function<void(std::shared_ptr<HttpExchange>)>;
 
 class HttpServer {
  public:
-  // kUnavailable naming the address when it cannot be bound. Routes are fixed from here on: `method path` exactly, HEAD is
-  // answered like GET without the body; another method on a known path is 405, another path 404.
+  // kUnavailable naming the address when it cannot be bound. Routes are fixed from here on: `method path` exactly, HEAD
+  // is answered like GET without the body; another method on a known path is 405, another path 404.
   struct Route {
     std::string method;
     std::string path;

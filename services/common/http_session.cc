@@ -9,7 +9,8 @@ namespace {
 
 namespace http = boost::beast::http;
 
-// After the last byte of an answer that ends the connection: how long the client may take to read it before the socket goes.
+// After the last byte of an answer that ends the connection: how long the client may take to read it before the socket
+// goes.
 constexpr std::int64_t kLingerMs = 2000;
 
 std::string ChunkFrame(const std::string& bytes) {

@@ -1,7 +1,7 @@
 // One HTTP connection: reads a request, hands it out as an exchange, writes the answer, goes on to the next.
 //
-// Internal to the HTTP server (includes Beast). All state belongs to the connection's strand; the exchange's calls are posted
-// there. The owner keeps the session alive until Forget.
+// Internal to the HTTP server (includes Beast). All state belongs to the connection's strand; the exchange's calls are
+// posted there. The owner keeps the session alive until Forget.
 #pragma once
 
 #include <boost/asio/io_context.hpp>
@@ -48,7 +48,8 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   void CloseSoon();
   void CloseIfIdleSoon();
 
-  // The exchange's calls, from any thread. `exchange_id` tells a late call for an answered request from one for this one.
+  // The exchange's calls, from any thread. `exchange_id` tells a late call for an answered request from one for this
+  // one.
   void PostRespond(std::uint64_t exchange_id, HttpResponse response);
   void PostStartStream(std::uint64_t exchange_id, HttpResponse head);
   void PostWrite(std::uint64_t exchange_id, std::string bytes);

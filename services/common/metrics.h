@@ -1,7 +1,8 @@
 // Every metric of ZeroC's services, as named methods. Names, labels and units: docs/metrics.md.
 //
 // Thread-safe. A metric appears on the page after its first call, so each service shows only what it has. Base units:
-// seconds, bytes, ratios. Label values come from small fixed sets (profiles, reasons, status codes), never from clients.
+// seconds, bytes, ratios. Label values come from small fixed sets (profiles, reasons, status codes), never from
+// clients.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,9 @@
 // Settings of one program: a typed struct filled from a YAML file (--config FILE) and from flags, flags last.
 //
-// Every setting states its unit, range and meaning, which --help prints. A setting that is present and wrong is an error,
-// never a silent default: unknown or repeated keys, values of the wrong type or out of range all name the key and the
-// line. A setting `http_port` is the YAML key `http_port` and the flag `--http-port`; the file is one flat mapping.
+// Every setting states its unit, range and meaning, which --help prints. A setting that is present and wrong is an
+// error, never a silent default: unknown or repeated keys, values of the wrong type or out of range all name the key
+// and the line. A setting `http_port` is the YAML key `http_port` and the flag `--http-port`; the file is one flat
+// mapping.
 //
 // Not thread-safe; used once, at start. The targets must outlive the set.
 #pragma once

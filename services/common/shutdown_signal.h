@@ -1,7 +1,7 @@
 // SIGTERM and SIGINT as an event that main() waits for.
 //
-// Make one before any other thread starts: it blocks both signals in the calling thread, and threads inherit that. SIGPIPE is
-// ignored from then on (writes to a closed socket are errors, not the end of the process).
+// Make one before any other thread starts: it blocks both signals in the calling thread, and threads inherit that.
+// SIGPIPE is ignored from then on (writes to a closed socket are errors, not the end of the process).
 #pragma once
 
 #include <chrono>

@@ -1,7 +1,7 @@
 // One thread that runs callbacks at a time: request deadlines, expiry sweeps, bounded waits.
 //
-// Any thread may call Schedule and Cancel, callbacks too. Callbacks run one at a time on the timer's thread and must not
-// block. The destructor drops what has not run and waits for a callback that is running.
+// Any thread may call Schedule and Cancel, callbacks too. Callbacks run one at a time on the timer's thread and must
+// not block. The destructor drops what has not run and waits for a callback that is running.
 #pragma once
 
 #include <chrono>

@@ -1,0 +1,123 @@
+// zeroc-router: puts the parts together, waits for SIGTERM, drains.
+#include <grpcpp/grpcpp.h>
+
+#include <cstdio>
+#include <exception>
+#include <memory>
+
+#include "services/common/grpc_server.h"
+#include "services/common/http_server.h"
+#include "services/common/logging.h"
+#include "services/common/shutdown_signal.h"
+#include "services/router/grpc_worker_connection.h"
+#include "services/router/http_front.h"
+#include "services/router/inference_service.h"
+#include "services/router/registry_service.h"
+#include "services/router/router.h"
+#include "services/router/router_options.h"
+
+namespace zeroc {
+namespace {
+
+using std::chrono::milliseconds;
+
+FlowConfig MakeFlowConfig(const RouterOptions& options, const ServedModel& model) {
+  FlowConfig config;
+  config.limits.vocab_size = model.vocab_size;
+  config.limits.max_positions = model.max_positions;
+  config.limits.default_max_tokens = static_cast<std::uint32_t>(options.default_max_tokens);
+  config.default_max_ppl_increase = options.default_max_ppl_increase;
+  config.reserve_timeout = milliseconds(options.reserve_timeout_ms);
+  config.request_timeout = milliseconds(options.request_timeout_ms);
+  return config;
+}
+
+HttpLimits MakeHttpLimits(const RouterOptions& options) {
+  HttpLimits limits;
+  limits.body_bytes_max = options.http_body_bytes_max;
+  limits.header_bytes_max = options.http_header_bytes_max;
+  limits.connections_max = options.http_connections_max;
+  limits.request_timeout_ms = options.http_request_timeout_ms;
+  limits.write_timeout_ms = options.http_write_timeout_ms;
+  limits.queued_bytes_max = options.queued_bytes_max;
+  limits.threads = options.http_threads;
+  return limits;
+}
+
+// Members go down in reverse: fronts first, then requests, then what requests use.
+Status Serve(const RouterOptions& options, ShutdownSignal& signal) {
+  ServedModel model;
+  ZEROC_ASSIGN_OR_RETURN(model, LoadServedModel(options.model, options.plan, options.served_model_name));
+  LogInfo("model name=" + model.name + " fingerprint=" + model.fingerprint + " plan=" + model.plan_id +
+          " profiles=" + std::to_string(model.ladder.size()));
+
+  const GrpcLimits grpc_limits;
+  Metrics metrics(model.name);
+  metrics.SetRuntimeInfo({{"component", "router"}, {"plan_id", model.plan_id}});
+  TimerThread timers;
+  WorkerPool pool(model.fingerprint, model.plan_id, milliseconds(options.heartbeat_expiry_ms));
+  const FlowContext context{model, pool, metrics, timers, MakeFlowConfig(options, model)};
+  Router router(context, static_cast<std::size_t>(options.max_in_flight));
+  RegistryConfig registry_config;
+  registry_config.heartbeat = milliseconds(options.heartbeat_ms);
+  registry_config.expiry = milliseconds(options.heartbeat_expiry_ms);
+  const auto registry = MakeRegistryService(
+      registry_config, pool, [&](const std::string& address) { return DialWorker(address, grpc_limits); }, metrics,
+      timers);
+  const auto inference = MakeInferenceService(router, static_cast<std::size_t>(options.queued_bytes_max));
+
+  std::unique_ptr<GrpcServer> grpc_server;
+  ZEROC_ASSIGN_OR_RETURN(grpc_server,
+                         GrpcServer::Start(options.grpc_address, grpc_limits, {inference.get(), registry->service()}));
+  std::vector<HttpServer::Route> routes = ApiRoutes(router);
+  for (HttpServer::Route& route : StandardRoutes(metrics, [&] { return router.Ready(); })) {
+    routes.push_back(std::move(route));
+  }
+  std::unique_ptr<HttpServer> http_server;
+  ZEROC_ASSIGN_OR_RETURN(http_server, HttpServer::Start(options.http_address, MakeHttpLimits(options),
+                                                        std::move(routes), FormatHttpError));
+  grpc_server->SetServing(true);
+  LogInfo("listening grpc_port=" + std::to_string(grpc_server->port()) +
+          " http_port=" + std::to_string(http_server->port()));
+
+  const int number = signal.Wait();
+  LogInfo("stopping signal=" + std::to_string(number) + " in_flight=" + std::to_string(router.in_flight()));
+  grpc_server->SetServing(false);
+  router.StopAccepting();
+  http_server->StopAccepting();
+  if (!router.WaitIdle(milliseconds(options.drain_timeout_ms))) {
+    LogWarning("drain timed out in_flight=" + std::to_string(router.in_flight()));
+    router.CancelAll(Unavailable("the router is stopping"));
+  }
+  registry->CloseAll();
+  grpc_server->Shutdown(milliseconds(1000));  // the last messages of the streams that have just ended
+  return OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  ShutdownSignal signal;
+  RouterOptions options;
+  OptionSet set = RouterOptionSet(&options);
+  const Result<OptionSet::Outcome> outcome = set.Parse(argc, argv);
+  const auto bad_usage = [](const Status& status) {
+    std::fprintf(stderr, "zeroc-router: %s\n", std::string(status.message()).c_str());
+    return 2;
+  };
+  if (!outcome.ok()) return bad_usage(outcome.status());
+  if (*outcome == OptionSet::Outcome::kHelpShown) return 0;
+  if (options.model.empty()) return bad_usage(InvalidArgument("--model is missing (a Hugging Face directory)"));
+  const Result<LogLevel> level = ParseLogLevel(options.log_level);
+  if (!level.ok()) return bad_usage(level.status());
+  SetUpLogging("router", *level);
+  std::fprintf(stderr, "%s", set.Effective().c_str());
+
+  const Status status = Serve(options, signal);
+  if (!status.ok()) LogError(status.ToString());
+  if (status.ok()) LogInfo("stopped");
+  return status.ok() ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace zeroc
+
+int main(int argc, char** argv) { return zeroc::Main(argc, argv); }

@@ -1,0 +1,88 @@
+// What a finished request leaves behind: its statistics, its metrics and its line in the access log.
+#include <cstdio>
+
+#include "services/common/logging.h"
+#include "services/router/request_flow.h"
+
+namespace zeroc {
+namespace {
+
+std::string Seconds(const char* name, double seconds) {
+  char text[64];
+  std::snprintf(text, sizeof text, " %s_s=%.6f", name, seconds);
+  return text;
+}
+
+std::string OutcomeName(const Status& status) {
+  std::string name(StatusCodeName(status.code()));
+  for (char& c : name) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  return name;
+}
+
+}  // namespace
+
+v1::RequestStats RequestFlow::Stats() const {
+  v1::RequestStats stats;
+  *stats.mutable_phases() = PhasesOf(times_);
+  stats.set_ttft_seconds(TtftSeconds(times_));
+  stats.set_jct_seconds(JctSeconds(times_));
+  *stats.mutable_kv_bytes() = transfer_.kv_bytes();
+  if (resident_.packed() != 0) stats.mutable_kv_bytes()->set_packed(resident_.packed());
+  stats.set_wire_total_seconds(transfer_.wire_seconds());
+  if (transfer_.wire_seconds() > 0) {
+    stats.set_wire_hidden_share(std::clamp(transfer_.wire_hidden_seconds() / transfer_.wire_seconds(), 0.0, 1.0));
+  }
+  stats.set_transport(transfer_.transport());
+  stats.set_prefill_worker(prefill_worker_.name());
+  stats.set_decode_worker(decode_worker_.name());
+  stats.set_attempts(attempt_);
+  return stats;
+}
+
+void RequestFlow::Account(const Status& status) {
+  const v1::RequestStats stats = Stats();
+  const v1::PhaseSeconds& phases = stats.phases();
+  const std::string outcome = OutcomeName(status);
+  const std::string profile = rung_ != nullptr ? rung_->name : "none";
+  Metrics& metrics = context_.metrics;
+  metrics.ObserveJct(profile, outcome, stats.jct_seconds());
+  if (status.ok()) {
+    metrics.ObservePhase("queue", phases.queue());
+    metrics.ObservePhase("reserve", phases.reserve());
+    metrics.ObservePhase("prefill", phases.prefill());
+    metrics.ObservePhase("wire", phases.wire());
+    metrics.ObservePhase("admit", phases.admit());
+    metrics.ObservePhase("decode", phases.decode());
+    metrics.ObserveE2eLatency(stats.jct_seconds());
+    metrics.ObserveQueueTime(phases.queue());
+    metrics.ObservePrefillTime(phases.prefill());
+    metrics.ObserveDecodeTime(phases.decode());
+    metrics.CountSuccess(finish_reason_ == v1::FINISH_REASON_LENGTH ? "length" : "stop");
+    metrics.AddPromptTokens(prompt_ids_.size());
+  }
+  metrics.AddGenerationTokens(n_output_tokens_);
+  if (stats.kv_bytes().wire() > 0) {
+    metrics.AddKvBytes("raw", stats.kv_bytes().raw());
+    metrics.AddKvBytes("packed", stats.kv_bytes().packed());
+    metrics.AddKvBytes("wire", stats.kv_bytes().wire());
+    metrics.ObserveKvCompressionRatio(static_cast<double>(stats.kv_bytes().raw()) /
+                                      static_cast<double>(stats.kv_bytes().wire()));
+    metrics.ObserveKvTransfer(stats.wire_total_seconds());
+  }
+
+  std::string line = "request id=" + id() + " outcome=" + outcome + " profile=" + profile + " reason=" + reason_ +
+                     " prompt_tokens=" + std::to_string(prompt_ids_.size()) +
+                     " output_tokens=" + std::to_string(n_output_tokens_);
+  line += Seconds("jct", stats.jct_seconds()) + Seconds("ttft", stats.ttft_seconds()) +
+          Seconds("queue", phases.queue()) + Seconds("reserve", phases.reserve()) +
+          Seconds("prefill", phases.prefill()) + Seconds("wire", phases.wire()) + Seconds("admit", phases.admit()) +
+          Seconds("decode", phases.decode());
+  line += " kv_raw_bytes=" + std::to_string(stats.kv_bytes().raw()) +
+          " kv_packed_bytes=" + std::to_string(stats.kv_bytes().packed()) +
+          " kv_wire_bytes=" + std::to_string(stats.kv_bytes().wire()) + " prefill_worker=" + stats.prefill_worker() +
+          " decode_worker=" + stats.decode_worker() + " attempts=" + std::to_string(stats.attempts());
+  if (!status.ok()) line += " error=\"" + std::string(status.message()) + "\"";
+  Log(status.ok() ? LogLevel::kInfo : LogLevel::kWarning, line);
+}
+
+}  // namespace zeroc

@@ -1,0 +1,46 @@
+#include "services/router/router_options.h"
+
+namespace zeroc {
+
+OptionSet RouterOptionSet(RouterOptions* o) {
+  OptionSet set("zeroc-router", "ZeroC's router: OpenAI-style HTTP and gRPC in front of prefill and decode workers.");
+  set.AddString("model", &o->model, {"", "Hugging Face directory; config and tokenizer are read, not the weights."});
+  set.AddString("plan", &o->plan, {"", "Plan file; empty takes zeroc.plan in the model's directory."});
+  set.AddString("served_model_name", &o->served_model_name,
+                {"", "What clients call the model; empty takes the directory's name."});
+  set.AddString("grpc_address", &o->grpc_address, {"host:port", "Where gRPC listens, for clients and workers."});
+  set.AddString("http_address", &o->http_address, {"host:port", "Where HTTP listens."});
+  set.AddString("log_level", &o->log_level, {"", "debug, info, warning or error."});
+
+  set.AddDouble("default_max_ppl_increase", &o->default_max_ppl_increase, 0, 1000,
+                {"perplexity, absolute", "Perplexity budget of a request that states none."});
+  set.AddInt("default_max_tokens", &o->default_max_tokens, 1, 1 << 20,
+             {"tokens", "Output limit of a request that states none."});
+  set.AddInt("max_in_flight", &o->max_in_flight, 1, 1 << 20, {"requests", "More are refused with 429."});
+  set.AddInt("request_timeout_ms", &o->request_timeout_ms, 1, 86'400'000,
+             {"ms", "A request that takes longer ends with DEADLINE_EXCEEDED."});
+  set.AddInt("reserve_timeout_ms", &o->reserve_timeout_ms, 1, 600'000,
+             {"ms", "How long a decode worker may take to reserve or refuse."});
+  set.AddInt("queued_bytes_max", &o->queued_bytes_max, 1 << 10, 1 << 30,
+             {"bytes", "A streaming client that is further behind is cut off."});
+
+  set.AddInt("heartbeat_ms", &o->heartbeat_ms, 10, 60'000, {"ms", "How often workers report."});
+  set.AddInt("heartbeat_expiry_ms", &o->heartbeat_expiry_ms, 20, 600'000,
+             {"ms", "A worker that is silent for this long is lost."});
+  set.AddInt("drain_timeout_ms", &o->drain_timeout_ms, 0, 3'600'000,
+             {"ms", "After SIGTERM: how long running requests may go on."});
+
+  set.AddInt("http_body_bytes_max", &o->http_body_bytes_max, 1 << 10, 1 << 30, {"bytes", "Larger bodies are 413."});
+  set.AddInt("http_header_bytes_max", &o->http_header_bytes_max, 1 << 10, 1 << 20,
+             {"bytes", "Larger headers are 431."});
+  set.AddInt("http_connections_max", &o->http_connections_max, 1, 1 << 20,
+             {"connections", "More are refused with 503."});
+  set.AddInt("http_request_timeout_ms", &o->http_request_timeout_ms, 1, 600'000,
+             {"ms", "How long a client may take to send a request."});
+  set.AddInt("http_write_timeout_ms", &o->http_write_timeout_ms, 1, 600'000,
+             {"ms", "A client that reads nothing for this long is gone."});
+  set.AddInt("http_threads", &o->http_threads, 1, 64, {"threads", "Threads of the HTTP server."});
+  return set;
+}
+
+}  // namespace zeroc
