@@ -102,6 +102,13 @@ Status UcxWire::OpenContext() {
   std::vector<std::pair<std::string, std::string>> settings = {
       {"KEEPALIVE_INTERVAL", std::to_string(options_.keepalive_interval_ms) + "ms"},
   };
+  if (options_.tls == "auto" || options_.tls == "all" || options_.tls.find("tcp") != std::string::npos) {
+    // No zero-copy sends on TCP: when the peer dies in the middle of one, UCX 1.13 completes it twice and aborts the process
+    // (uct_iface.h: comp->count > 0). One element is too few for them. Larger segments make up for the copy. UCX takes settings
+    // of one transport without its prefix here, and knows these two names for TCP alone.
+    settings.emplace_back("MAX_IOV", "1");
+    settings.emplace_back("TX_SEG_SIZE", "64k");
+  }
   if (options_.tls != "auto") settings.emplace_back("TLS", options_.tls);
   if (options_.net_devices != "auto") settings.emplace_back("NET_DEVICES", options_.net_devices);
   for (const auto& [key, value] : settings) {
