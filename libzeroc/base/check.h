@@ -19,7 +19,7 @@ std::string FormatValues(const Args&... args) {
 }  // namespace zeroc::internal
 
 // ZEROC_CHECK(used <= capacity, used, capacity);
-#define ZEROC_CHECK(condition, ...)                                                                             \
-  (static_cast<bool>(condition)                                                                                 \
-       ? void(0)                                                                                                \
+#define ZEROC_CHECK(condition, ...) \
+  (static_cast<bool>(condition)     \
+       ? void(0)                    \
        : ::zeroc::internal::CheckFailed(__FILE__, __LINE__, #condition, ::zeroc::internal::FormatValues(__VA_ARGS__)))

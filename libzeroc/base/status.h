@@ -76,8 +76,8 @@ Status Internal(std::string message);
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                // NOLINT(google-explicit-constructor)
-  Result(Status status) : status_(std::move(status)) {         // NOLINT(google-explicit-constructor)
+  Result(T value) : value_(std::move(value)) {}         // NOLINT(google-explicit-constructor)
+  Result(Status status) : status_(std::move(status)) {  // NOLINT(google-explicit-constructor)
     if (status_.ok()) status_ = Internal("Result built from an OK status without a value");
   }
 
@@ -104,8 +104,8 @@ class [[nodiscard]] Result {
 #define ZEROC_CONCAT_INNER_(a, b) a##b
 #define ZEROC_CONCAT_(a, b) ZEROC_CONCAT_INNER_(a, b)
 
-#define ZEROC_RETURN_IF_ERROR(expr)                  \
-  do {                                               \
+#define ZEROC_RETURN_IF_ERROR(expr)                                      \
+  do {                                                                   \
     if (::zeroc::Status status_ = (expr); !status_.ok()) return status_; \
   } while (false)
 

@@ -22,7 +22,8 @@ void ReadFloats(const TensorView& tensor, std::int64_t first, std::int64_t n, fl
   const std::size_t element = DTypeBytes(tensor.dtype);
   const auto begin = static_cast<std::size_t>(first) * element;
   const auto length = static_cast<std::size_t>(n) * element;
-  ZEROC_CHECK(first >= 0 && n >= 0 && IsWeightType(tensor.dtype) && begin + length <= tensor.bytes, first, n, tensor.bytes);
+  ZEROC_CHECK(first >= 0 && n >= 0 && IsWeightType(tensor.dtype) && begin + length <= tensor.bytes, first, n,
+              tensor.bytes);
   const std::byte* from = tensor.data + begin;
   if (tensor.dtype == DType::kF32) {
     std::memcpy(out, from, length);
@@ -31,7 +32,8 @@ void ReadFloats(const TensorView& tensor, std::int64_t first, std::int64_t n, fl
   for (std::int64_t i = 0; i < n; ++i) {
     std::uint16_t bits;
     std::memcpy(&bits, from + 2 * i, sizeof(bits));
-    out[i] = tensor.dtype == DType::kBf16 ? std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16) : HalfToFloat(bits);
+    out[i] =
+        tensor.dtype == DType::kBf16 ? std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16) : HalfToFloat(bits);
   }
 }
 

@@ -100,7 +100,8 @@ Result<Plan> Calibrate(std::shared_ptr<const Checkpoint> checkpoint, const kerne
     return InvalidArgument("calibration context " + std::to_string(options.context) + " is not in [2, " +
                            std::to_string(checkpoint->config().max_positions) + "]");
   }
-  const std::vector<Window> windows = ChooseWindows(texts, static_cast<std::size_t>(options.context - 1), options.max_windows);
+  const std::vector<Window> windows =
+      ChooseWindows(texts, static_cast<std::size_t>(options.context - 1), options.max_windows);
   if (windows.empty()) {
     return InvalidArgument("calibration text too short: no text holds a window of " + std::to_string(options.context) +
                            " tokens");

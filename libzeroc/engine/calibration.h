@@ -15,18 +15,18 @@
 namespace zeroc {
 
 struct CalibrationSource {
-  std::string name;                  // file name, for the plan's record
-  std::string hash;                  // HashText of its bytes
-  std::vector<std::int32_t> tokens;  // no BOS
+  std::string name;                       // file name, for the plan's record
+  std::string hash;                       // HashText of its bytes
+  std::vector<std::int32_t> tokens;       // no BOS
   std::vector<std::int32_t> token_bytes;  // [tokens], bytes of text per token; only needed for held-out text
 };
 
 struct CalibrationOptions {
-  int context = 2048;          // tokens of a calibration window, BOS included: calibrate at serving length
-  int max_windows = 64;        // over all texts, taken evenly
+  int context = 2048;    // tokens of a calibration window, BOS included: calibrate at serving length
+  int max_windows = 64;  // over all texts, taken evenly
   BasisOptions basis;
   ScoreOptions score{.context = 4096, .stride = 2048, .max_windows = 8};
-  std::uint64_t seed = 0;      // recorded; nothing is random yet
+  std::uint64_t seed = 0;  // recorded; nothing is random yet
 };
 
 // Stage names for progress: "moments", "bases", "measure", "recall"; done in [0, 1] within the stage.

@@ -43,7 +43,8 @@ Result<SequenceId> DecodeEngine::Reserve(std::shared_ptr<const KvFormat> format,
   const std::int64_t max_positions = model_.config().max_positions;
   if (n_prompt_tokens < 1 || max_tokens < 1 || std::int64_t{n_prompt_tokens} + max_tokens > max_positions) {
     return InvalidArgument("a prompt of " + std::to_string(n_prompt_tokens) + " and an output of " +
-                           std::to_string(max_tokens) + " tokens do not fit " + std::to_string(max_positions) + " positions");
+                           std::to_string(max_tokens) + " tokens do not fit " + std::to_string(max_positions) +
+                           " positions");
   }
   // The last sampled token is never fed back, so its keys and values need no room.
   const int n_held = std::max(n_prompt_tokens, n_prompt_tokens + max_tokens - 1);

@@ -35,7 +35,7 @@ struct DecodeStart {
   SamplingParams sampling;
   std::vector<std::int32_t> prompt;  // only needed for repetition_penalty; may be empty otherwise
   int n_prompt_tokens = 0;
-  SampledToken first_token;          // sampled at prefill; not reported again
+  SampledToken first_token;  // sampled at prefill; not reported again
   DecodeListener* listener = nullptr;
 };
 

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "libzeroc/base/status.h"
@@ -23,6 +24,8 @@ class LocalCache {
                                                     int max_tokens, int step_tokens_max);
 
   int n_sequences() const { return static_cast<int>(sequences_.size()); }
+  // Empties every sequence; references from kv() end. The memory stays, so a repeated run meets no page faults.
+  Status Reset();
   SequenceKv& kv(int sequence_idx) { return *sequences_[static_cast<std::size_t>(sequence_idx)]; }
 
  private:
@@ -30,7 +33,12 @@ class LocalCache {
     void operator()(std::byte* memory) const { std::free(memory); }
   };
 
-  LocalCache() = default;
+  LocalCache(std::shared_ptr<const KvFormat> format, int max_tokens, int step_tokens_max)
+      : format_(std::move(format)), max_tokens_(max_tokens), step_tokens_max_(step_tokens_max) {}
+
+  std::shared_ptr<const KvFormat> format_;
+  int max_tokens_;
+  int step_tokens_max_;
   std::unique_ptr<std::byte, Free> arena_;
   std::unique_ptr<BlockPool> pool_;
   std::vector<std::unique_ptr<SequenceKv>> sequences_;

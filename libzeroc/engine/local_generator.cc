@@ -23,7 +23,8 @@ Status CheckRequest(const LlamaModel& model, std::span<const std::int32_t> promp
 }
 
 // The logits behind the last token of the prompt.
-Status Prefill(LlamaModel& model, SequenceKv& kv, std::span<const std::int32_t> prompt, int chunk_tokens, float* logits) {
+Status Prefill(LlamaModel& model, SequenceKv& kv, std::span<const std::int32_t> prompt, int chunk_tokens,
+               float* logits) {
   const auto chunk = static_cast<std::size_t>(chunk_tokens);
   for (std::size_t begin = 0; begin < prompt.size(); begin += chunk) {
     const std::size_t n = std::min(chunk, prompt.size() - begin);

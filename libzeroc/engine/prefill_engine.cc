@@ -108,7 +108,8 @@ void PrefillEngine::RunChunk(Job& job) {
   const bool last = job.kv->n_tokens() + n_new == job.n_tokens();
   const ForwardSequence sequence{
       job.kv.get(),
-      std::span(job.request.tokens).subspan(static_cast<std::size_t>(job.kv->n_tokens()), static_cast<std::size_t>(n_new)),
+      std::span(job.request.tokens)
+          .subspan(static_cast<std::size_t>(job.kv->n_tokens()), static_cast<std::size_t>(n_new)),
       last ? 1 : 0};
   logits_.resize(static_cast<std::size_t>(model_.config().vocab_size));
   LayerForwarder forwarder(*job.kv, *job.request.listener, last);

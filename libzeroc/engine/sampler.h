@@ -16,16 +16,17 @@ namespace zeroc {
 // Defaults leave the distribution as the model gives it. Applied in this order: logit_bias, repetition penalty, presence
 // and frequency penalties, temperature, top_k, min_p, top_p.
 struct SamplingParams {
-  int max_tokens = 16;              // >= 1
-  float temperature = 1.0f;         // 0: greedy; [0, 2]
-  float top_p = 1.0f;               // (0, 1]
-  int top_k = 0;                    // 0: off
-  float min_p = 0.0f;               // [0, 1], relative to the most likely token
-  float repetition_penalty = 1.0f;  // (0, 2]; divides positive and multiplies negative logits of tokens seen (prompt too)
-  float presence_penalty = 0.0f;    // [-2, 2], generated tokens only
-  float frequency_penalty = 0.0f;   // [-2, 2], generated tokens only
+  int max_tokens = 16;       // >= 1
+  float temperature = 1.0f;  // 0: greedy; [0, 2]
+  float top_p = 1.0f;        // (0, 1]
+  int top_k = 0;             // 0: off
+  float min_p = 0.0f;        // [0, 1], relative to the most likely token
+  float repetition_penalty =
+      1.0f;                       // (0, 2]; divides positive and multiplies negative logits of tokens seen (prompt too)
+  float presence_penalty = 0.0f;  // [-2, 2], generated tokens only
+  float frequency_penalty = 0.0f;  // [-2, 2], generated tokens only
   std::uint64_t seed = 0;
-  int logprobs = -1;                // -1: none; n: of the sampled token and the n best (0 to 20)
+  int logprobs = -1;  // -1: none; n: of the sampled token and the n best (0 to 20)
   std::vector<std::pair<std::int32_t, float>> logit_bias;
   std::vector<std::int32_t> stop_ids;
   bool ignore_eos = false;
@@ -36,7 +37,7 @@ struct SamplingParams {
 
 struct SampledToken {
   std::int32_t id = 0;
-  float logprob = 0;                                // natural log under the model's own distribution; 0 unless asked for
+  float logprob = 0;  // natural log under the model's own distribution; 0 unless asked for
   std::vector<std::pair<std::int32_t, float>> top;  // best first, SamplingParams::logprobs entries
 };
 

@@ -43,7 +43,8 @@ class TextScorer {
     return index == 0 ? bos_id_ : tokens_[TextIndex(window, index)];
   }
   std::size_t TextIndex(int window, int index) const {
-    return static_cast<std::size_t>(window) * static_cast<std::size_t>(options_.stride) + static_cast<std::size_t>(index) - 1;
+    return static_cast<std::size_t>(window) * static_cast<std::size_t>(options_.stride) +
+           static_cast<std::size_t>(index) - 1;
   }
 
   Status Check(const ScoredMethod& base) const;
@@ -73,8 +74,8 @@ Status TextScorer::Check(const ScoredMethod& base) const {
   }
   if (tokens_.size() != token_bytes_.size()) return InvalidArgument("token_bytes does not match tokens");
   if (static_cast<int>(tokens_.size()) < options_.context - 1) {
-    return InvalidArgument("the text has " + std::to_string(tokens_.size()) + " tokens, one window of context " + context +
-                           " needs " + std::to_string(options_.context - 1));
+    return InvalidArgument("the text has " + std::to_string(tokens_.size()) + " tokens, one window of context " +
+                           context + " needs " + std::to_string(options_.context - 1));
   }
   return OkStatus();
 }
@@ -128,7 +129,8 @@ void TextScorer::Score(int first_window, int n_windows, int n_rows, int first_ta
   std::vector<double> base_log_p(vocab_);
   for (int w = 0; w < n_windows; ++w) {
     for (int r = 0; r < n_rows && first_target + r < options_.context; ++r) {
-      const std::size_t row = (static_cast<std::size_t>(w) * static_cast<std::size_t>(n_rows) + static_cast<std::size_t>(r)) * vocab_;
+      const std::size_t row =
+          (static_cast<std::size_t>(w) * static_cast<std::size_t>(n_rows) + static_cast<std::size_t>(r)) * vocab_;
       const auto target = static_cast<std::size_t>(TokenAt(first_window + w, first_target + r));
       for (std::size_t l = 0; l < lanes.size(); ++l) {
         const float* logits = lanes[l].logits.data() + row;
@@ -177,7 +179,8 @@ Result<std::vector<TextScore>> TextScorer::Run(const ScoredMethod& base, std::sp
   if (options_.max_windows > 0) n_windows = std::min(n_windows, options_.max_windows);
 
   std::uint64_t window_bytes = SequenceKv::BytesNeeded(*base.format, options_.context, kPrefillChunk);
-  for (const ScoredMethod& m : methods) window_bytes += SequenceKv::BytesNeeded(*m.format, options_.context, kPrefillChunk);
+  for (const ScoredMethod& m : methods)
+    window_bytes += SequenceKv::BytesNeeded(*m.format, options_.context, kPrefillChunk);
   const auto fit = static_cast<int>(std::max<std::uint64_t>(1, options_.kv_bytes_max / window_bytes));
   const int batch = std::min({n_windows, std::max(1, options_.batch_windows), fit});
 
@@ -221,7 +224,8 @@ Result<bool> RecallOne(const RecallCase& item, const ScoredMethod& method, Owned
   const std::span<const std::int32_t> prompt(item.prompt);
   for (int begin = 0; begin < n_prompt; begin += kPrefillChunk) {
     const int n = std::min(kPrefillChunk, n_prompt - begin);
-    const ForwardSequence sequence{cache.get(), prompt.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(n)),
+    const ForwardSequence sequence{cache.get(),
+                                   prompt.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(n)),
                                    begin + n == n_prompt ? 1 : 0};
     ZEROC_RETURN_IF_ERROR(method.model->Forward({&sequence, 1}, logits.data()));
   }
@@ -238,21 +242,24 @@ Result<bool> RecallOne(const RecallCase& item, const ScoredMethod& method, Owned
 
 }  // namespace
 
-Result<std::vector<TextScore>> ScoreText(std::span<const std::int32_t> tokens, std::span<const std::int32_t> token_bytes,
-                                         std::int32_t bos_id, const ScoredMethod& base,
-                                         std::span<const ScoredMethod> methods, const ScoreOptions& options,
-                                         const ProgressFn& progress) {
+Result<std::vector<TextScore>> ScoreText(std::span<const std::int32_t> tokens,
+                                         std::span<const std::int32_t> token_bytes, std::int32_t bos_id,
+                                         const ScoredMethod& base, std::span<const ScoredMethod> methods,
+                                         const ScoreOptions& options, const ProgressFn& progress) {
   return TextScorer(tokens, token_bytes, bos_id, options).Run(base, methods, progress);
 }
 
-Result<RecallScore> ScoreRecall(std::span<const RecallCase> cases, const ScoredMethod& method, const ProgressFn& progress) {
+Result<RecallScore> ScoreRecall(std::span<const RecallCase> cases, const ScoredMethod& method,
+                                const ProgressFn& progress) {
   if (cases.empty()) return InvalidArgument("the recall set is empty");
   std::size_t longest = 0;
   for (std::size_t i = 0; i < cases.size(); ++i) {
     const std::size_t n = cases[i].prompt.size() + cases[i].answer.size();
-    if (cases[i].prompt.empty() || cases[i].answer.empty() || n > static_cast<std::size_t>(method.model->config().max_positions)) {
-      return InvalidArgument("recall case " + std::to_string(i) + ": a prompt of " + std::to_string(cases[i].prompt.size()) +
-                             " and an answer of " + std::to_string(cases[i].answer.size()) + " tokens");
+    if (cases[i].prompt.empty() || cases[i].answer.empty() ||
+        n > static_cast<std::size_t>(method.model->config().max_positions)) {
+      return InvalidArgument("recall case " + std::to_string(i) + ": a prompt of " +
+                             std::to_string(cases[i].prompt.size()) + " and an answer of " +
+                             std::to_string(cases[i].answer.size()) + " tokens");
     }
     longest = std::max(longest, n);
   }

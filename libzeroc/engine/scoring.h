@@ -27,11 +27,11 @@ struct ScoredMethod {
 };
 
 struct ScoreOptions {
-  int context = 2048;       // C, tokens of a window, BOS included
-  int stride = 1024;        // S, scored targets per window; 1 <= S < C
-  int max_windows = 0;      // 0: all
+  int context = 2048;          // C, tokens of a window, BOS included
+  int stride = 1024;           // S, scored targets per window; 1 <= S < C
+  int max_windows = 0;         // 0: all
   bool through_decode = true;  // false: the scored part runs as prefill chunks too (same visibility rule, faster)
-  int batch_windows = 8;    // windows side by side
+  int batch_windows = 8;       // windows side by side
   std::uint64_t kv_bytes_max = std::uint64_t{4} << 30;  // memory for the windows' caches
 };
 
@@ -39,8 +39,8 @@ struct TextScore {
   double nll = 0;  // mean, nats per scored token
   double ppl = 0;  // exp(nll)
   std::int64_t tokens = 0;
-  double bits_per_byte = 0;  // over the bytes of the scored tokens
-  double kl = 0;             // mean KL(p_base || p_method), nats per token
+  double bits_per_byte = 0;       // over the bytes of the scored tokens
+  double kl = 0;                  // mean KL(p_base || p_method), nats per token
   double kv_bytes_per_token = 0;  // all KV bytes held at window end / C
   std::vector<double> token_nll;  // per scored token, for paired tests
   std::vector<double> token_kl;
@@ -52,10 +52,10 @@ using ProgressFn = std::function<bool(double done)>;
 // Scores `base` and every method on the same windows in lockstep; the result's first entry is the base (kl = 0).
 // token_bytes[i]: bytes of text that token i stands for. kInvalidArgument when the text holds no full window, or the
 // context is beyond the model.
-Result<std::vector<TextScore>> ScoreText(std::span<const std::int32_t> tokens, std::span<const std::int32_t> token_bytes,
-                                         std::int32_t bos_id, const ScoredMethod& base,
-                                         std::span<const ScoredMethod> methods, const ScoreOptions& options,
-                                         const ProgressFn& progress = nullptr);
+Result<std::vector<TextScore>> ScoreText(std::span<const std::int32_t> tokens,
+                                         std::span<const std::int32_t> token_bytes, std::int32_t bos_id,
+                                         const ScoredMethod& base, std::span<const ScoredMethod> methods,
+                                         const ScoreOptions& options, const ProgressFn& progress = nullptr);
 
 struct RecallCase {
   std::vector<std::int32_t> prompt;  // BOS included

@@ -37,7 +37,7 @@ bool BlockPool::TakeFromSlab(std::size_t slab_idx, std::size_t* n_wanted, std::v
   Slab& slab = slabs_[slab_idx];
   const std::size_t capacity = slab.in_use.size();
   std::size_t i = slab.first_free_hint;
-  for (; i < capacity && *n_wanted > 0; ++i) {
+  for (; i<capacity&& * n_wanted> 0; ++i) {
     if (slab.in_use[i]) continue;
     slab.in_use[i] = true;
     ++slab.n_used;

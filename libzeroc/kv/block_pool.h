@@ -32,8 +32,8 @@ struct BlockRef {
 class BlockPool {
  public:
   struct Usage {
-    std::uint64_t bytes_total = 0;      // slabs' bytes
-    std::uint64_t bytes_used = 0;       // blocks in use
+    std::uint64_t bytes_total = 0;        // slabs' bytes
+    std::uint64_t bytes_used = 0;         // blocks in use
     std::uint64_t bytes_reclaimable = 0;  // free slabs, which any block size can take
     std::uint64_t n_blocks_used = 0;
   };
@@ -54,8 +54,8 @@ class BlockPool {
 
  private:
   struct Slab {
-    std::size_t block_bytes = 0;      // 0: in the common stock
-    std::vector<bool> in_use;         // [slab_bytes / block_bytes]
+    std::size_t block_bytes = 0;  // 0: in the common stock
+    std::vector<bool> in_use;     // [slab_bytes / block_bytes]
     std::size_t n_used = 0;
     std::size_t first_free_hint = 0;  // no free block lies before it
   };
@@ -66,7 +66,7 @@ class BlockPool {
   std::span<std::byte> arena_;
   std::size_t slab_bytes_;
   std::vector<Slab> slabs_;
-  std::set<std::size_t> free_slabs_;                             // lowest first: keeps the arena's tail untouched
+  std::set<std::size_t> free_slabs_;                            // lowest first: keeps the arena's tail untouched
   std::map<std::size_t, std::set<std::size_t>> partial_slabs_;  // by block size: slabs with room
   std::uint64_t bytes_used_ = 0;
   std::uint64_t n_blocks_used_ = 0;

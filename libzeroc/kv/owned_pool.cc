@@ -18,12 +18,13 @@ std::size_t SlabBytesFor(const KvFormat& format) {
 Result<std::unique_ptr<OwnedPool>> OwnedPool::Create(const KvFormat& format, int n_sequences, int max_tokens,
                                                      int step_tokens_max) {
   const std::size_t slab = SlabBytesFor(format);
-  const std::uint64_t blocks = static_cast<std::uint64_t>(n_sequences) *
-                               SequenceKv::BytesNeeded(format, max_tokens, step_tokens_max);
+  const std::uint64_t blocks =
+      static_cast<std::uint64_t>(n_sequences) * SequenceKv::BytesNeeded(format, max_tokens, step_tokens_max);
   // Blocks do not straddle slabs: up to a quarter of a slab is lost at its end, and every block size starts slabs anew.
   const std::uint64_t n_slabs = (blocks + blocks / 3) / slab + static_cast<std::uint64_t>(format.n_layers) + 4;
   std::unique_ptr<OwnedPool> owned(new OwnedPool());
-  void* memory = mmap(nullptr, n_slabs * slab, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* memory =
+      mmap(nullptr, n_slabs * slab, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
     return ResourceExhausted("KV cache: the system refused " + std::to_string(n_slabs * slab) + " bytes");
   }

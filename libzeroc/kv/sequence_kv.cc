@@ -144,12 +144,8 @@ int SequenceKv::Segments(int layer, int first_pos, int last_pos, kernels::KvSegm
     if (format_->sink_tokens > 0) {
       out[n++] = {&l.sink_data, 1, &format_->sink, 0, 0, format_->sink_tokens};
     }
-    out[n++] = {l.packed_data.data(),
-                n_packed,
-                &format_->packed[static_cast<std::size_t>(layer)],
-                0,
-                format_->sink_tokens,
-                exact_first_pos};
+    out[n++] = {l.packed_data.data(), n_packed,       &format_->packed[static_cast<std::size_t>(layer)], 0,
+                format_->sink_tokens, exact_first_pos};
   }
   out[n++] = {l.exact_window.data() + (n_packed - exact_begin_),
               BlocksFor(last_pos + 1) - n_packed,
@@ -182,7 +178,8 @@ LayerBlocks SequenceKv::BlocksAt(int layer, int n_tokens) const {
 }
 
 void SequenceKv::AdoptPrompt(int n_tokens) {
-  ZEROC_CHECK(n_tokens_ == 0 && !in_step() && n_tokens >= 1 && n_tokens <= max_tokens_, n_tokens, n_tokens_, max_tokens_);
+  ZEROC_CHECK(n_tokens_ == 0 && !in_step() && n_tokens >= 1 && n_tokens <= max_tokens_, n_tokens, n_tokens_,
+              max_tokens_);
   n_tokens_ = n_tokens;
   n_packed_ = exact_begin_ = pack_end_ = format_->PackedBlocksAt(n_tokens);
 }

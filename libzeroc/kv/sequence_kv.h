@@ -90,8 +90,8 @@ class SequenceKv {
 
  private:
   struct Layer {
-    std::vector<BlockRef> packed;          // by logical block
-    std::vector<BlockRef> exact;           // ring: logical block b lives in slot b % exact.size()
+    std::vector<BlockRef> packed;  // by logical block
+    std::vector<BlockRef> exact;   // ring: logical block b lives in slot b % exact.size()
     BlockRef sink;
     std::vector<std::uint8_t*> packed_data;
     std::vector<std::uint8_t*> exact_window;  // logical blocks exact_begin_ .., for this step

@@ -185,7 +185,8 @@ TEST(SequenceKvTest, SinkCopyKeepsTheFirstTokens) {
   kv->CopySink(0);
   kernels::KvSegment segments[3];
   ASSERT_EQ(kv->Segments(0, 127, 127, segments), 3);
-  const auto value = [](const std::uint8_t* block, const kernels::KvSideLayout& side, std::size_t tile, int lane, int depth) {
+  const auto value = [](const std::uint8_t* block, const kernels::KvSideLayout& side, std::size_t tile, int lane,
+                        int depth) {
     std::uint16_t bits;
     std::memcpy(&bits, block + side.codes_offset[0] + tile * 512 + 2 * (32 * (depth / 2) + 2 * lane + depth % 2), 2);
     return bits;
@@ -209,7 +210,8 @@ TEST(SequenceKvTest, RefusalTakesNothing) {
   EXPECT_EQ(SequenceKv::Create(fixture.pool(), Format(3, 128, 16), 100000, 64).status().code(),
             StatusCode::kResourceExhausted);
   EXPECT_EQ(fixture.pool().usage().n_blocks_used, 0u);
-  EXPECT_EQ(SequenceKv::Create(fixture.pool(), Format(3, 128, 16), 0, 64).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(SequenceKv::Create(fixture.pool(), Format(3, 128, 16), 0, 64).status().code(),
+            StatusCode::kInvalidArgument);
 }
 
 }  // namespace

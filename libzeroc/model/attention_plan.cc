@@ -114,8 +114,7 @@ void AttentionWorkspace::RunPart(const Part& part, float* out, int group, int he
   const Tile& tile = tiles_[part.tile];
   const AttentionQueries& queries = *tile.queries;
   const int n_rows = tile.n_tokens * group;
-  const std::int64_t first_row =
-      (std::int64_t{tile.kv_head} * queries.n_tokens + tile.token_begin) * group * head_dim;
+  const std::int64_t first_row = (std::int64_t{tile.kv_head} * queries.n_tokens + tile.token_begin) * group * head_dim;
   auto& scratch = scratch_[static_cast<std::size_t>(thread_idx)];
   const std::size_t scratch_bytes = kernels::AttentionScratchBytes(n_rows, head_dim) + 64;
   if (scratch.size() < scratch_bytes) scratch.resize(scratch_bytes);
@@ -148,7 +147,8 @@ void AttentionWorkspace::Run(int layer, int n_heads, int n_kv_heads, int head_di
   MakeTiles(layer, group, n_kv_heads, queries);
   order_.resize(parts_.size());
   std::iota(order_.begin(), order_.end(), std::size_t{0});
-  std::stable_sort(order_.begin(), order_.end(), [&](std::size_t a, std::size_t b) { return parts_[a].cost > parts_[b].cost; });
+  std::stable_sort(order_.begin(), order_.end(),
+                   [&](std::size_t a, std::size_t b) { return parts_[a].cost > parts_[b].cost; });
 
   // Split tiles keep their parts apart until all are there; a whole tile is merged by the thread that made it.
   std::vector<std::size_t> partial_begin(parts_.size(), 0);
@@ -159,7 +159,8 @@ void AttentionWorkspace::Run(int layer, int n_heads, int n_kv_heads, int head_di
     if (tile.n_parts == 1) continue;
     split_tiles.push_back(t);
     const auto part_size = static_cast<std::size_t>(tile.n_tokens) * static_cast<std::size_t>(group * (head_dim + 2));
-    for (std::size_t p = 0; p < tile.n_parts; ++p, n_partial += part_size) partial_begin[tile.first_part + p] = n_partial;
+    for (std::size_t p = 0; p < tile.n_parts; ++p, n_partial += part_size)
+      partial_begin[tile.first_part + p] = n_partial;
   }
   if (partials_.size() < n_partial) partials_.resize(n_partial);
 

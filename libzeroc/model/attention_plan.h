@@ -53,9 +53,9 @@ class AttentionWorkspace {
   ThreadPool& threads_;
   std::vector<Tile> tiles_;
   std::vector<Part> parts_;
-  std::vector<std::size_t> order_;         // parts, largest first
-  std::vector<float> partials_;            // of split tiles
-  std::vector<std::vector<float>> local_;  // [threads] result of an unsplit tile
+  std::vector<std::size_t> order_;               // parts, largest first
+  std::vector<float> partials_;                  // of split tiles
+  std::vector<std::vector<float>> local_;        // [threads] result of an unsplit tile
   std::vector<std::vector<std::byte>> scratch_;  // [threads], 64 bytes longer than needed, for alignment
 };
 

@@ -30,7 +30,9 @@ class Buffer {
   std::vector<T> data_;
 };
 
-void Run(KernelStatus status, const char* op) { ZEROC_CHECK(status == KernelStatus::kOk, op, static_cast<int>(status)); }
+void Run(KernelStatus status, const char* op) {
+  ZEROC_CHECK(status == KernelStatus::kOk, op, static_cast<int>(status));
+}
 
 }  // namespace
 
@@ -116,7 +118,8 @@ Result<std::shared_ptr<const KvFormat>> LlamaModel::Format(const std::string& pr
   const auto found = impl_->formats.find(profile);
   if (found != impl_->formats.end()) return found->second;
   const int exact_bits = impl_->ops.act_bytes == 4 ? 32 : 16;
-  Result<std::shared_ptr<const KvFormat>> format = NotFound("profile '" + profile + "': the model was opened without a plan");
+  Result<std::shared_ptr<const KvFormat>> format =
+      NotFound("profile '" + profile + "': the model was opened without a plan");
   if (impl_->plan != nullptr) {
     format = KvFormat::FromPlan(impl_->config, *impl_->plan, profile, exact_bits);
   } else if (profile == "none" || profile == "bf16") {
@@ -133,8 +136,8 @@ Status LlamaModel::Impl::CheckBatch(std::span<const ForwardSequence> sequences) 
                 sequence.tokens.size(), sequence.n_logits);
     for (const std::int32_t id : sequence.tokens) {
       if (id < 0 || id >= config.vocab_size) {
-        return InvalidArgument("token id " + std::to_string(id) + " is not in [0, " + std::to_string(config.vocab_size) +
-                               ")");
+        return InvalidArgument("token id " + std::to_string(id) + " is not in [0, " +
+                               std::to_string(config.vocab_size) + ")");
       }
     }
   }
@@ -230,14 +233,23 @@ void LlamaModel::Impl::WriteKv(int layer, const Batch& batch) {
     const KvFormat& format = kv.format();
     const int first_pos = kv.n_tokens();
     const int begin = std::max(first_pos, block * kBlockTokens);
-    const int end = std::min(first_pos + static_cast<int>(batch.sequences[seq].tokens.size()), (block + 1) * kBlockTokens);
+    const int end =
+        std::min(first_pos + static_cast<int>(batch.sequences[seq].tokens.size()), (block + 1) * kBlockTokens);
     if (begin < end) {
       const std::int64_t row = batch.row_begin[seq] + (begin - first_pos);
       const float* k = qkv.data() + row * qkv_width() + q_width();
-      Run(ops.kv_write({k, k + kv_width(), qkv_width(), begin, end - begin, head, head + 1,
-                        {cos.data() + static_cast<std::size_t>(row) * half, sin.data() + static_cast<std::size_t>(row) * half},
-                        format.packs ? format.k_map[static_cast<std::size_t>(layer)].data() : nullptr, &format.exact,
-                        kv.WriteBlocks(layer) + (block - first_pos / kBlockTokens)}),
+      Run(ops.kv_write(
+              {k,
+               k + kv_width(),
+               qkv_width(),
+               begin,
+               end - begin,
+               head,
+               head + 1,
+               {cos.data() + static_cast<std::size_t>(row) * half, sin.data() + static_cast<std::size_t>(row) * half},
+               format.packs ? format.k_map[static_cast<std::size_t>(layer)].data() : nullptr,
+               &format.exact,
+               kv.WriteBlocks(layer) + (block - first_pos / kBlockTokens)}),
           "kv_write");
     }
     if (block >= kv.pack_begin() && block < kv.pack_end()) {
@@ -265,13 +277,19 @@ void LlamaModel::Impl::PrepareQueries(int layer, const Batch& batch, const Batch
     if (n == 0) return;
     const std::int64_t rope_row = batch.row_begin[seq + 1] - n;
     const KvFormat& format = queries.sequences[seq].kv->format();
-    Run(ops.query_prep({q + row * q_stride, q_stride, static_cast<std::int32_t>(n),
-                        static_cast<std::int32_t>(config.n_heads), static_cast<std::int32_t>(config.n_kv_heads),
-                        static_cast<std::int32_t>(config.head_dim), head, head + 1,
+    Run(ops.query_prep({q + row * q_stride,
+                        q_stride,
+                        static_cast<std::int32_t>(n),
+                        static_cast<std::int32_t>(config.n_heads),
+                        static_cast<std::int32_t>(config.n_kv_heads),
+                        static_cast<std::int32_t>(config.head_dim),
+                        head,
+                        head + 1,
                         {cos.data() + static_cast<std::size_t>(rope_row) * half,
                          sin.data() + static_cast<std::size_t>(rope_row) * half},
                         format.packs ? format.q_map[static_cast<std::size_t>(layer)].data() : nullptr,
-                        1.0f / std::sqrt(static_cast<float>(config.head_dim)), out + row * q_width()}),
+                        1.0f / std::sqrt(static_cast<float>(config.head_dim)),
+                        out + row * q_width()}),
         "query_prep");
   });
 }
@@ -296,15 +314,15 @@ void LlamaModel::Impl::ShowProjections(int layer, const Batch& batch, ForwardObs
     Run(ops.query_prep({q + q_width(), qkv_width(), n, n_kv_heads, n_kv_heads, d, 0, n_kv_heads, rope, nullptr, 1.0f,
                         k_rows.data()}),
         "query_prep");
-    observer.OnProjections(layer, batch.sequences[seq].kv->n_tokens(), n,
-                           {q_rows.data(), group * d, n * group * d}, {k_rows.data(), d, std::int64_t{n} * d},
-                           {q + q_width() + kv_width(), qkv_width(), d});
+    observer.OnProjections(layer, batch.sequences[seq].kv->n_tokens(), n, {q_rows.data(), group * d, n * group * d},
+                           {k_rows.data(), d, std::int64_t{n} * d}, {q + q_width() + kv_width(), qkv_width(), d});
   }
 }
 
 LlamaModel::Impl::Batch LlamaModel::Impl::LogitRows(const Batch& batch) const {
   Batch rows{batch.sequences, {0}};
-  for (const ForwardSequence& sequence : batch.sequences) rows.row_begin.push_back(rows.row_begin.back() + sequence.n_logits);
+  for (const ForwardSequence& sequence : batch.sequences)
+    rows.row_begin.push_back(rows.row_begin.back() + sequence.n_logits);
   return rows;
 }
 
@@ -333,7 +351,8 @@ void LlamaModel::Impl::Mlp(const LlamaLayerWeights& w, float* rows, std::int64_t
   threads.ParallelFor(static_cast<std::size_t>((n_rows + step - 1) / step), [&](std::size_t item, int) {
     const std::int64_t begin = static_cast<std::int64_t>(item) * step;
     const float* gate = gate_up + begin * 2 * width;
-    Run(ops.swiglu({gate, gate + width, std::min(step, n_rows - begin), width, 2 * width, wide + begin * width * ops.act_bytes}),
+    Run(ops.swiglu({gate, gate + width, std::min(step, n_rows - begin), width, 2 * width,
+                    wide + begin * width * ops.act_bytes}),
         "swiglu");
   });
   const LinearJob down[] = {{wide, width, &w.w_down, nullptr, hidden, rows, hidden, true}};
@@ -374,7 +393,8 @@ void LlamaModel::Impl::Layer(int layer, const Batch& batch, const Batch& queries
     const auto n = static_cast<int>(queries.row_begin[seq + 1] - row);
     const SequenceKv* kv = queries.sequences[seq].kv;
     const int end_pos = kv->n_tokens() + static_cast<int>(queries.sequences[seq].tokens.size());
-    if (n > 0) list.push_back({kv, end_pos - n, n, q_prep.data() + row * q_width(), attended + row * q_width() * ops.act_bytes});
+    if (n > 0)
+      list.push_back({kv, end_pos - n, n, q_prep.data() + row * q_width(), attended + row * q_width() * ops.act_bytes});
   }
   attention.Run(layer, static_cast<int>(config.n_heads), static_cast<int>(config.n_kv_heads),
                 static_cast<int>(config.head_dim), list);

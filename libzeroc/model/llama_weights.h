@@ -20,14 +20,14 @@ struct Weight {
 };
 
 struct LlamaLayerWeights {
-  Weight attention_norm;           // [hidden]
-  Weight w_q;                      // [n_heads * head_dim, hidden]
-  Weight w_k, w_v;                 // [n_kv_heads * head_dim, hidden]
-  Weight w_o;                      // [hidden, n_heads * head_dim]
+  Weight attention_norm;                  // [hidden]
+  Weight w_q;                             // [n_heads * head_dim, hidden]
+  Weight w_k, w_v;                        // [n_kv_heads * head_dim, hidden]
+  Weight w_o;                             // [hidden, n_heads * head_dim]
   std::vector<float> b_q, b_k, b_v, b_o;  // empty without biases
-  Weight mlp_norm;                 // [hidden]
-  Weight w_gate, w_up;             // [intermediate, hidden]
-  Weight w_down;                   // [hidden, intermediate]
+  Weight mlp_norm;                        // [hidden]
+  Weight w_gate, w_up;                    // [intermediate, hidden]
+  Weight w_down;                          // [hidden, intermediate]
 };
 
 struct LlamaWeights {

@@ -1,0 +1,298 @@
+// Prefill and decode engines over the tiny model: hand-off by copied blocks, batching, limits, and blocks that come back.
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <map>
+#include <memory>
+
+#include "libzeroc/engine/decode_engine.h"
+#include "libzeroc/engine/local_generator.h"
+#include "libzeroc/engine/prefill_engine.h"
+#include "libzeroc/kv/owned_pool.h"
+#include "libzeroc/model/tiny_model_testing.h"
+
+namespace zeroc {
+namespace {
+
+using testing::TinyModel;
+
+struct PrefillLog : PrefillListener {
+  void OnBlocksReady(const SequenceKv&, const ReadyBlocks& ready) override {
+    auto& n = packed[ready.layer];
+    EXPECT_EQ(ready.packed_begin, n) << "blocks are announced once, in order";
+    n = ready.packed_end;
+    sinks[ready.layer] += ready.sink ? 1 : 0;
+    tails[ready.layer] += ready.exact_tail ? 1 : 0;
+  }
+  void OnFirstToken(const SequenceKv& sequence, const SampledToken& sampled) override {
+    kv = &sequence;
+    token = sampled;
+  }
+  void OnFailed(const Status& s) override { status = s; }
+
+  std::map<int, int> packed, sinks, tails;
+  const SequenceKv* kv = nullptr;
+  SampledToken token;
+  Status status;
+};
+
+struct DecodeLog : DecodeListener {
+  void OnToken(const SampledToken& token) override { ids.push_back(token.id); }
+  void OnFinished(FinishReason r) override {
+    ++n_finished;
+    reason = r;
+  }
+  void OnFailed(const Status& s) override { status = s; }
+
+  std::vector<std::int32_t> ids;
+  int n_finished = 0;
+  FinishReason reason = FinishReason::kStop;
+  Status status;
+};
+
+class EnginesTest : public ::testing::Test {
+ protected:
+  EnginesTest() : tiny_({}), threads_(2) {
+    model_ = LlamaModel::Open(tiny_.Open(), nullptr, kernels::ReferenceOps(), threads_).value();
+    plain_ = model_->Format("none").value();
+    // The same windows and layouts as a 4-bit profile with identity maps: packs without a calibration.
+    const ModelGeometry geometry = GeometryOf(model_->config());
+    Profile profile = UniformProfile("packing", 4, geometry.n_layers, geometry.head_dim);
+    const ProfileLayouts layouts = ProfileLayouts::Make(profile, geometry, 32).value();
+    auto format = std::make_shared<KvFormat>(*plain_);
+    format->packs = true;
+    format->sink_tokens = profile.sink_tokens;
+    format->recent_tokens = profile.recent_tokens;
+    format->packed = layouts.packed;
+    format->sink = layouts.sink;
+    std::vector<float> identity;
+    for (int g = 0; g < geometry.n_kv_heads; ++g) {
+      for (int i = 0; i < geometry.head_dim * geometry.head_dim; ++i) {
+        identity.push_back(i % (geometry.head_dim + 1) == 0 ? 1.0f : 0.0f);
+      }
+    }
+    format->k_map.assign(static_cast<std::size_t>(geometry.n_layers), identity);
+    format->q_map = format->k_map;
+    packing_ = format;
+  }
+
+  static SamplingParams Sampling(int max_tokens, float temperature = 0) {
+    SamplingParams sampling;
+    sampling.max_tokens = max_tokens;
+    sampling.temperature = temperature;
+    sampling.seed = 5;
+    sampling.ignore_eos = true;
+    return sampling;
+  }
+
+  std::unique_ptr<OwnedPool> Pool(int n_sequences, int max_tokens) {
+    return OwnedPool::Create(*packing_, n_sequences, max_tokens, 512).value();
+  }
+
+  // What the wire does, by memcpy.
+  void CopyPrompt(const SequenceKv& from, const SequenceKv& to, int n_tokens) {
+    const auto copy = [&](BlockRef a, BlockRef b, std::int32_t bytes) {
+      std::memcpy(to.pool().Data(b), from.pool().Data(a), static_cast<std::size_t>(bytes));
+    };
+    const KvFormat& format = from.format();
+    for (int layer = 0; layer < format.n_layers; ++layer) {
+      const LayerBlocks a = from.BlocksAt(layer, n_tokens), b = to.BlocksAt(layer, n_tokens);
+      ASSERT_EQ(a.packed.size(), b.packed.size());
+      ASSERT_EQ(a.exact.size(), b.exact.size());
+      for (std::size_t i = 0; i < a.packed.size(); ++i) copy(a.packed[i], b.packed[i], format.packed[0].block_bytes);
+      for (std::size_t i = 0; i < a.exact.size(); ++i) copy(a.exact[i], b.exact[i], format.exact.block_bytes);
+      if (a.sink.valid()) copy(a.sink, b.sink, format.sink.block_bytes);
+    }
+  }
+
+  TinyModel tiny_;
+  ThreadPool threads_;
+  std::unique_ptr<LlamaModel> model_;
+  std::shared_ptr<const KvFormat> plain_, packing_;
+};
+
+TEST_F(EnginesTest, HandedOffTokensEqualLocalOnes) {
+  for (const auto& format : {plain_, packing_}) {
+    for (const float temperature : {0.0f, 1.0f}) {
+      for (const int n_prompt : {1, 16, 63, 64, 65, 191, 192, 193, 300}) {
+        const auto prompt = tiny_.RandomIds(n_prompt, static_cast<unsigned>(n_prompt));
+        const SamplingParams sampling = Sampling(100, temperature);
+        const auto local = GenerateLocally(*model_, format, prompt, sampling);
+        ASSERT_TRUE(local.ok()) << local.status().ToString();
+
+        const auto prefill_pool = Pool(1, 512), decode_pool = Pool(1, 512);
+        PrefillEngine prefill(*model_, prefill_pool->pool(), {.chunk_tokens = 64, .queue_max = 4});
+        DecodeEngine decode(*model_, decode_pool->pool(), {});
+        PrefillLog prefill_log;
+        DecodeLog decode_log;
+        const SequenceId reserved = decode.Reserve(format, n_prompt, 100).value();
+        const PrefillJobId job = prefill.Submit({prompt, sampling, format, &prefill_log}).value();
+        while (prefill.Step()) {
+        }
+        ASSERT_NE(prefill_log.kv, nullptr);
+        const int n_packed = format->PackedBlocksAt(n_prompt);
+        for (int layer = 0; layer < format->n_layers; ++layer) {
+          EXPECT_EQ(prefill_log.packed[layer], n_packed);
+          EXPECT_EQ(prefill_log.sinks[layer], n_packed > 0 ? 1 : 0);
+          EXPECT_EQ(prefill_log.tails[layer], 1);
+        }
+        ASSERT_NO_FATAL_FAILURE(CopyPrompt(*prefill_log.kv, *decode.kv(reserved), n_prompt));
+        prefill.Release(job);
+        EXPECT_EQ(prefill_pool->pool().usage().n_blocks_used, 0u);
+        ASSERT_TRUE(decode.Admit(reserved, {sampling, prompt, n_prompt, prefill_log.token, &decode_log}).ok());
+        while (decode.Step()) {
+        }
+        EXPECT_EQ(decode_log.n_finished, 1);
+        EXPECT_EQ(decode_log.reason, FinishReason::kLength);
+        decode_log.ids.insert(decode_log.ids.begin(), prefill_log.token.id);
+        EXPECT_EQ(decode_log.ids, local->ids) << "prompt " << n_prompt << " temperature " << temperature;
+        decode.Release(reserved);
+        EXPECT_EQ(decode_pool->pool().usage().n_blocks_used, 0u);
+      }
+    }
+  }
+}
+
+TEST_F(EnginesTest, MoreSequencesThanTheBatchTakeTurns) {
+  const auto pool = Pool(5, 200);
+  DecodeEngine decode(*model_, pool->pool(), {.batch_max = 2});
+  std::vector<std::vector<std::int32_t>> prompts;
+  std::vector<DecodeLog> logs(5);
+  std::vector<SequenceId> ids;
+  for (unsigned i = 0; i < 5; ++i) {
+    // One token of prompt: its KV is computed by prefilling into a scratch engine and copying.
+    const auto prompt = tiny_.RandomIds(20 + static_cast<int>(i), i);
+    const auto scratch = Pool(1, 200);
+    PrefillEngine prefill(*model_, scratch->pool(), {.chunk_tokens = 64, .queue_max = 1});
+    PrefillLog log;
+    ASSERT_TRUE(prefill.Submit({prompt, Sampling(10), packing_, &log}).ok());
+    ASSERT_TRUE(prefill.Step());
+    ids.push_back(decode.Reserve(packing_, static_cast<int>(prompt.size()), 10).value());
+    ASSERT_NO_FATAL_FAILURE(CopyPrompt(*log.kv, *decode.kv(ids[i]), static_cast<int>(prompt.size())));
+    ASSERT_TRUE(
+        decode.Admit(ids[i], {Sampling(10), prompt, static_cast<int>(prompt.size()), log.token, &logs[i]}).ok());
+    prompts.push_back(prompt);
+  }
+  std::size_t most = 0, least = 0;
+  int n_steps = 0;
+  for (; decode.Step(); ++n_steps) {
+    most = least = logs[0].ids.size();
+    for (const DecodeLog& log : logs) {
+      most = std::max(most, log.ids.size());
+      least = std::min(least, log.ids.size());
+    }
+    EXPECT_LE(most - least, 1u);
+  }
+  EXPECT_EQ(n_steps, (5 * 9 + 1) / 2);
+  for (std::size_t i = 0; i < 5; ++i) {
+    const auto local = GenerateLocally(*model_, packing_, prompts[i], Sampling(10));
+    ASSERT_EQ(logs[i].ids.size(), 9u);
+    EXPECT_TRUE(std::equal(logs[i].ids.begin(), logs[i].ids.end(), local->ids.begin() + 1));
+    decode.Release(ids[i]);
+  }
+  EXPECT_EQ(pool->pool().usage().n_blocks_used, 0u);
+}
+
+TEST_F(EnginesTest, PrefillWaitsForBlocksAndFailsWhatNeverFits) {
+  const auto needed = SequenceKv::BytesNeeded(*plain_, 1500, 64);
+  std::vector<std::byte> memory(needed * 5 / 4 + 64);
+  void* start = memory.data();
+  std::size_t room = memory.size();
+  auto* arena = static_cast<std::byte*>(std::align(64, needed * 5 / 4 / 64 * 64, start, room));
+  const auto pool =
+      BlockPool::Create({arena, needed * 5 / 4 / 64 * 64}, static_cast<std::size_t>(plain_->exact.block_bytes)).value();
+  PrefillEngine engine(*model_, *pool, {.chunk_tokens = 64, .queue_max = 3});
+  PrefillLog first, second, huge, one_more;
+  const auto a = engine.Submit({tiny_.RandomIds(1500, 1), Sampling(1), plain_, &first}).value();
+  while (engine.Step()) {
+  }
+  EXPECT_NE(first.kv, nullptr);
+  const auto b = engine.Submit({tiny_.RandomIds(1500, 2), Sampling(1), plain_, &second}).value();
+  EXPECT_FALSE(engine.Step());
+  EXPECT_EQ(second.kv, nullptr);
+  EXPECT_TRUE(second.status.ok());
+  engine.Release(a);
+  while (engine.Step()) {
+  }
+  EXPECT_NE(second.kv, nullptr);
+  engine.Release(b);
+  EXPECT_EQ(pool->usage().n_blocks_used, 0u);
+
+  ASSERT_TRUE(engine.Submit({tiny_.RandomIds(2048, 3), Sampling(1), packing_, &one_more}).ok());
+  EXPECT_TRUE(engine.Step());  // packed, even the longest prompt fits
+  const auto c = engine.Submit({tiny_.RandomIds(2048, 3), Sampling(1), plain_, &huge});
+  ASSERT_TRUE(c.ok());
+  while (engine.Step()) {
+  }
+  EXPECT_TRUE(huge.status.ok()) << "others hold blocks: it waits";
+  EXPECT_NE(one_more.kv, nullptr);
+  engine.Release(PrefillJobId{static_cast<std::uint64_t>(*c) - 1});
+  EXPECT_FALSE(engine.Step());
+  EXPECT_EQ(huge.status.code(), StatusCode::kResourceExhausted) << "alone, and still too long";
+  engine.Release(*c);
+
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(engine.Submit({tiny_.RandomIds(5, 1), Sampling(1), plain_, &one_more}).ok());
+  EXPECT_EQ(engine.Submit({tiny_.RandomIds(5, 1), Sampling(1), plain_, &one_more}).status().code(),
+            StatusCode::kResourceExhausted);
+  EXPECT_EQ(engine.waiting_tokens(), 15);
+  EXPECT_EQ(engine.Submit({{}, Sampling(1), plain_, &huge}).status().code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(engine.Submit({{1, 97}, Sampling(1), plain_, &huge}).status().code(), StatusCode::kInvalidArgument);
+}
+
+TEST_F(EnginesTest, ReleaseAtEveryStageReturnsTheBlocks) {
+  for (int steps = 0; steps < 6; ++steps) {
+    const auto pool = Pool(1, 400);
+    PrefillEngine engine(*model_, pool->pool(), {.chunk_tokens = 64, .queue_max = 3});
+    PrefillLog log;
+    const auto job = engine.Submit({tiny_.RandomIds(300, 1), Sampling(1), packing_, &log}).value();
+    for (int i = 0; i < steps; ++i) engine.Step();
+    engine.Release(job);
+    engine.Release(job);
+    EXPECT_EQ(pool->pool().usage().n_blocks_used, 0u) << steps;
+    EXPECT_EQ(engine.n_held(), 0);
+    EXPECT_FALSE(engine.Step());
+  }
+}
+
+TEST_F(EnginesTest, DecodeRefusesWhatWasNotReserved) {
+  const auto pool = Pool(1, 100);
+  DecodeEngine decode(*model_, pool->pool(), {});
+  DecodeLog log;
+  const SequenceId id = decode.Reserve(plain_, 10, 5).value();
+  EXPECT_EQ(decode.Admit(SequenceId{999}, {Sampling(5), {}, 10, {}, &log}).code(), StatusCode::kNotFound);
+  EXPECT_EQ(decode.Admit(id, {Sampling(6), {}, 10, {}, &log}).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(decode.Admit(id, {Sampling(5), {}, 11, {}, &log}).code(), StatusCode::kInvalidArgument);
+  SampledToken bad;
+  bad.id = 97;
+  EXPECT_EQ(decode.Admit(id, {Sampling(5), {}, 10, bad, &log}).code(), StatusCode::kInvalidArgument);
+  EXPECT_EQ(decode.Reserve(plain_, 2000, 100).status().code(), StatusCode::kInvalidArgument);
+  // One token asked for, and it came from prefill: finished without a step.
+  const SequenceId single = decode.Reserve(plain_, 10, 1).value();
+  ASSERT_TRUE(decode.Admit(single, {Sampling(1), {}, 10, {}, &log}).ok());
+  EXPECT_EQ(log.n_finished, 1);
+  EXPECT_EQ(decode.Admit(single, {Sampling(1), {}, 10, {}, &log}).code(), StatusCode::kFailedPrecondition);
+  EXPECT_FALSE(decode.Step());
+  decode.Release(id);
+  decode.Release(single);
+  EXPECT_EQ(pool->pool().usage().n_blocks_used, 0u);
+}
+
+TEST(EndsRequestTest, StopsAtEosStopIdsAndLength) {
+  SamplingParams sampling;
+  sampling.max_tokens = 3;
+  sampling.stop_ids = {7};
+  const std::vector<int> eos = {2};
+  FinishReason reason;
+  EXPECT_FALSE(EndsRequest(sampling, eos, 5, 2, &reason));
+  EXPECT_TRUE(EndsRequest(sampling, eos, 5, 3, &reason));
+  EXPECT_EQ(reason, FinishReason::kLength);
+  EXPECT_TRUE(EndsRequest(sampling, eos, 7, 1, &reason));
+  EXPECT_EQ(reason, FinishReason::kStop);
+  EXPECT_TRUE(EndsRequest(sampling, eos, 2, 3, &reason));
+  EXPECT_EQ(reason, FinishReason::kStop);
+  sampling.ignore_eos = true;
+  EXPECT_FALSE(EndsRequest(sampling, eos, 2, 1, &reason));
+}
+
+}  // namespace
+}  // namespace zeroc
