@@ -27,9 +27,9 @@ inline constexpr int kMatVecRowsMax = 8;
 
 // The three ways of Linear; each takes any number of rows (LinearMatVec: at most kMatVecRowsMax).
 void LinearMatVec(const LinearArgs& args);
-// bf16 product of oneDNN on the weights where they lie. False where the processor has no fast one (below AVX-512).
-bool LinearOneDnn(const LinearArgs& args);
-// float32 product of oneDNN over converted panels of the weights, for those processors. False if out of memory.
+// bf16 product on AMX tiles. False where AMX is not to be had or k is not a multiple of 32.
+bool LinearAmx(const LinearArgs& args);
+// float32 product of oneDNN over converted panels of the weights. False if out of memory.
 bool LinearSgemm(const LinearArgs& args);
 
 }  // namespace zeroc::kernels::cpu

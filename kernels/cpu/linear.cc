@@ -10,7 +10,7 @@ KernelStatus Linear(const LinearArgs& args) {
     LinearMatVec(args);
     return KernelStatus::kOk;
   }
-  if (LinearOneDnn(args) || LinearSgemm(args)) return KernelStatus::kOk;
+  if (LinearAmx(args) || LinearSgemm(args)) return KernelStatus::kOk;
   return KernelStatus::kUnsupported;
 }
 

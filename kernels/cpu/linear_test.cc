@@ -4,6 +4,7 @@
 #include <functional>
 #include <vector>
 
+#include "kernels/cpu/amx.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/test_util.h"
 
@@ -88,12 +89,18 @@ TEST(CpuLinear, ManyRowsMatchTheReference) {
   }
 }
 
-TEST(CpuLinear, OneDnnProductMatchesTheReference) {
-  Ledger ledger("linear, oneDNN bf16");
+TEST(CpuLinear, AmxTilesMatchTheReference) {
+  if (!cpu::AmxReady()) GTEST_SKIP() << "no AMX here";
+  Ledger ledger("linear, AMX");
   for (const Case& c : kManyRows) {
-    CheckCase(
-        c, [](const LinearArgs& a) { return cpu::LinearOneDnn(a) || cpu::LinearSgemm(a); }, &ledger);
+    if (c.k % 32 == 0) CheckCase(c, cpu::LinearAmx, &ledger);
   }
+  for (std::int64_t rows : {1, 9, 15, 16, 17, 31, 32, 33, 40, 47, 257}) {
+    for (std::int64_t outs : {1, 15, 16, 17, 31, 32, 33, 48, 63, 95}) {
+      CheckCase({rows, 96, outs, 0, outs, outs % 2 == 0, rows % 2 == 0}, cpu::LinearAmx, &ledger);
+    }
+  }
+  CheckCase({40, 4160, 50, 1, 50, true, true}, cpu::LinearAmx, &ledger);  // several chunks of k
 }
 
 TEST(CpuLinear, ConvertedPanelsMatchTheReference) {
