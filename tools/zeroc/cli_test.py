@@ -1,0 +1,401 @@
+#!/usr/bin/env python3
+"""The zeroc program from outside: JSON shapes, exit codes, messages, hostile files. Standard library only."""
+
+import json
+import math
+import os
+import pathlib
+import shutil
+import tempfile
+import unittest
+
+from zeroc_testing import MODEL, ROOT, zeroc, zeroc_json
+
+PROSE = ROOT / "LICENSE"
+COMMANDS = ["tokenize", "detokenize", "logits", "generate", "perplexity", "recall", "calibrate", "plan", "bench"]
+PROMPT = "The road to the mill ran along the river"
+
+
+def text_file(folder, name, n_chars):
+    """English prose that is always there, repeated to a length."""
+    text = PROSE.read_text()
+    path = pathlib.Path(folder) / name
+    path.write_text((text * (n_chars // len(text) + 1))[:n_chars])
+    return path
+
+
+class CliTest(unittest.TestCase):
+    """A folder for files, and checks on how a command ends."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.dir = tempfile.mkdtemp(prefix="zeroc-cli-")
+        cls.addClassCleanup(shutil.rmtree, cls.dir)
+
+    def write(self, name, content):
+        path = pathlib.Path(self.dir) / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    def check_ends(self, code, expected, *args):
+        """Exit code `code`, nothing on stdout, one line on stderr that holds every string of `expected`."""
+        done = zeroc(*args)
+        error = done.stderr.decode("utf-8", errors="replace")
+        self.assertEqual(done.returncode, code, error)
+        self.assertEqual(done.stdout, b"")
+        self.assertEqual(error.count("\n"), 1, error)
+        for part in expected:
+            self.assertIn(part, error)
+
+    def check_fails(self, expected, *args):
+        self.check_ends(1, expected, *args)
+
+    def check_usage(self, expected, *args):
+        self.check_ends(2, expected, *args)
+
+
+class UsageTest(CliTest):
+    def test_help(self):
+        whole = zeroc("--help").stdout.decode()
+        for command in COMMANDS:
+            with self.subTest(command=command):
+                self.assertIn(command, whole)
+                done = zeroc(command, "--help")
+                self.assertEqual(done.returncode, 0)
+                self.assertIn("--json", done.stdout.decode())
+
+    def test_no_or_unknown_command(self):
+        self.check_usage(["--help"])
+        self.check_usage([], "frobnicate")
+
+    def test_unknown_flag(self):
+        for command in COMMANDS:
+            with self.subTest(command=command):
+                self.check_usage([], command, "--no-such-flag")
+
+    def test_required_flags(self):
+        self.check_usage(["--model"], "tokenize", "--text", "a")
+        self.check_usage(["--ids"], "detokenize", "--model", MODEL)
+        self.check_usage(["--set"], "recall", "--model", MODEL)
+        self.check_usage(["--out"], "calibrate", "--model", MODEL, "--text", PROSE, "--heldout", PROSE)
+        self.check_usage([], "tokenize", "--model", MODEL)
+        self.check_usage([], "tokenize", "--model", MODEL, "--text", "a", "--file", PROSE)
+        self.check_usage([], "generate", "--model", MODEL)
+        self.check_usage([], "bench", "fly", "--model", MODEL)
+
+    def test_values_out_of_range(self):
+        generate = ["generate", "--model", MODEL, "--prompt", PROMPT]
+        self.check_usage([], *generate, "--max-tokens", 0)
+        self.check_usage(["temperature"], *generate, "--temperature", 5)
+        self.check_usage(["top_p"], *generate, "--top-p", 0)
+        self.check_usage([], *generate, "--seed", "x")
+        self.check_usage(["--stop"], *generate, "--stop", "")
+        self.check_usage(["--ids", "'x'"], "detokenize", "--model", MODEL, "--ids", "1,x")
+        self.check_usage(["--positions"], "logits", "--model", MODEL, "--ids-file", "f", "--positions", "1,-2")
+        self.check_usage(["--stride"], "perplexity", "--model", MODEL, "--text", PROSE, "--context", 64, "--stride", 64)
+        self.check_usage(["@60:50"], "perplexity", "--model", MODEL, "--text", f"{PROSE}@60:50")
+
+    def test_methods(self):
+        base = ["perplexity", "--model", MODEL, "--text", PROSE]
+        self.check_usage(["--profile", "kivi4"], *base, "--profile", "q4", "--method", "kivi4")
+        self.check_usage(["--profile"], *base, "--method", "zeroc")
+        self.check_usage(["no-such-method"], *base, "--method", "no-such-method")
+        self.check_usage(["--kv-bits"], *base, "--method", "kivi4", "--kv-bits", 4)
+        self.check_usage(["--kv-bits"], *base, "--kv-bits", 4)
+        self.check_fails(["kivi4", "not built yet"], *base, "--method", "kivi4")
+        self.check_fails(["h2o", "not built yet"], *base, "--method", "h2o", "--kv-bits", 3)
+
+    def test_no_cuda_in_silence(self):
+        ids = self.write("ids.json", "[1]")
+        self.check_fails(["cuda"], "logits", "--model", MODEL, "--ids-file", ids, "--backend", "cuda")
+
+
+class TokenizeTest(CliTest):
+    def test_round_trip(self):
+        for text in ["", " ", "Hello, world! 12345", "tabs\tand\nlines\r\n", "Ünïcödé 漢字 😀", "<|eos|> and <|bos|>"]:
+            with self.subTest(text=text):
+                answer = zeroc_json("tokenize", "--model", MODEL, "--text", text)
+                self.assertEqual(list(answer), ["ids"])
+                if answer["ids"]:
+                    ids = ",".join(map(str, answer["ids"]))
+                    self.assertEqual(zeroc_json("detokenize", "--model", MODEL, "--ids", ids), {"text": text})
+
+    def test_bytes_survive(self):
+        raw = bytes(range(256)) * 2
+        ids = zeroc_json("tokenize", "--model", MODEL, "--file", self.write("bytes", raw))["ids"]
+        ids = ",".join(map(str, ids))
+        self.assertEqual(zeroc("detokenize", "--model", MODEL, "--ids", ids).stdout, raw)
+        self.assertEqual(zeroc_json("detokenize", "--model", MODEL, "--ids", ids)["text"],
+                         raw.decode("utf-8", errors="replace"))
+
+    def test_special_tokens(self):
+        plain = zeroc_json("tokenize", "--model", MODEL, "--text", "a<|eos|>")["ids"]
+        self.assertEqual(plain[-1], 2)
+        with_bos = zeroc_json("tokenize", "--model", MODEL, "--text", "a<|eos|>", "--add-special")["ids"]
+        self.assertEqual(with_bos, [1, *plain])
+        as_text = zeroc_json("tokenize", "--model", MODEL, "--text", "a<|eos|>", "--no-parse-special")["ids"]
+        self.assertNotIn(2, as_text)
+        ids = ",".join(map(str, with_bos))
+        self.assertEqual(zeroc_json("detokenize", "--model", MODEL, "--ids", ids)["text"], "<|bos|>a<|eos|>")
+        self.assertEqual(zeroc_json("detokenize", "--model", MODEL, "--ids", ids, "--skip-special")["text"], "a")
+
+    def test_human_output_is_a_list(self):
+        ids = zeroc_json("tokenize", "--model", MODEL, "--text", PROMPT)["ids"]
+        self.assertEqual(zeroc("tokenize", "--model", MODEL, "--text", PROMPT).stdout.decode(),
+                         ",".join(map(str, ids)) + "\n")
+
+    def test_errors(self):
+        self.check_fails(["none.txt"], "tokenize", "--model", MODEL, "--file", "none.txt")
+        self.check_fails(["tokenizer.json"], "tokenize", "--model", self.dir, "--text", "a")
+        self.check_fails(["4096"], "detokenize", "--model", MODEL, "--ids", "1,4096")
+
+
+class LogitsTest(CliTest):
+    def setUp(self):
+        self.ids = zeroc_json("tokenize", "--model", MODEL, "--text", PROMPT, "--add-special")["ids"]
+        self.ids_file = self.write("ids.json", json.dumps(self.ids))
+        self.base = ["logits", "--model", MODEL, "--ids-file", self.ids_file]
+
+    def test_shape_and_values(self):
+        answer = zeroc_json(*self.base, "--positions", "all", "--top", 4096)
+        self.assertEqual(list(answer), ["positions"])
+        self.assertEqual([p["pos"] for p in answer["positions"]], list(range(len(self.ids))))
+        for entry in answer["positions"]:
+            self.assertEqual(list(entry), ["pos", "logsumexp", "top"])
+            logits = [logit for _, logit in entry["top"]]
+            self.assertEqual(logits, sorted(logits, reverse=True))
+            self.assertEqual(sorted(i for i, _ in entry["top"]), list(range(4096)))
+            self.assertAlmostEqual(math.log(math.fsum(map(math.exp, logits))), entry["logsumexp"], places=5)
+
+    def test_positions_are_picked_from_all(self):
+        every = zeroc_json(*self.base, "--positions", "all", "--top", 3)["positions"]
+        some = zeroc_json(*self.base, "--positions", "4,0,4", "--top", 3)["positions"]
+        self.assertEqual([p["pos"] for p in some], [4, 0, 4])
+        for entry in some:
+            # Other rows run in other shapes of the matrix product: equal up to rounding.
+            self.assertAlmostEqual(entry["logsumexp"], every[entry["pos"]]["logsumexp"], delta=0.05)
+        last = zeroc_json(*self.base)["positions"]
+        self.assertEqual([p["pos"] for p in last], [len(self.ids) - 1])
+        self.assertEqual(len(last[0]["top"]), 20)
+
+    def test_long_input_in_chunks(self):
+        ids = (self.ids * 100)[:1100]
+        path = self.write("long.json", json.dumps({"ids": ids}))
+        wanted = [0, 63, 64, 511, 512, 700, 1099]
+        base = ["logits", "--model", MODEL, "--ids-file", path, "--top", 1]
+        every = zeroc_json(*base, "--positions", "all")["positions"]
+        self.assertEqual([p["pos"] for p in every], list(range(1100)))
+        some = zeroc_json(*base, "--positions", ",".join(map(str, wanted)))["positions"]
+        for entry in some:
+            self.assertAlmostEqual(entry["logsumexp"], every[entry["pos"]]["logsumexp"], delta=0.1)
+
+    def test_errors(self):
+        self.check_fails(["beyond"], *self.base, "--positions", len(self.ids))
+        for name, content, expected in [("none", None, "none"), ("empty", "[]", "empty"), ("half", "[1,2", "array"),
+                                        ("words", '["a"]', "ids[0]"), ("outside", "[1,2,4096]", "ids[2]"),
+                                        ("negative", "[-1]", "ids[0]"), ("object", '{"id":[1]}', "'ids'"),
+                                        ("long", json.dumps([1] * 8193), "8192")]:
+            with self.subTest(name=name):
+                path = pathlib.Path(self.dir) / f"{name}.json"
+                if content is not None:
+                    path.write_text(content)
+                self.check_fails([f"{name}.json", expected], "logits", "--model", MODEL, "--ids-file", path)
+
+
+class GenerateTest(CliTest):
+    base = ["generate", "--model", MODEL, "--prompt", PROMPT, "--ignore-eos"]
+
+    def test_shape(self):
+        answer = zeroc_json(*self.base, "--max-tokens", 8)
+        self.assertEqual(list(answer), ["text", "ids", "finish_reason", "kv_bytes_per_token"])
+        self.assertEqual(len(answer["ids"]), 8)
+        self.assertEqual(answer["finish_reason"], "length")
+        config = json.loads((MODEL / "config.json").read_text())
+        raw = 4 * config["num_hidden_layers"] * config["num_key_value_heads"] * config["head_dim"]
+        self.assertGreaterEqual(answer["kv_bytes_per_token"], raw)
+
+    def test_streamed_text_is_the_same(self):
+        answer = zeroc_json(*self.base, "--max-tokens", 12)
+        done = zeroc(*self.base, "--max-tokens", 12)
+        self.assertEqual(done.stdout.decode(), answer["text"] + "\n")
+
+    def test_greedy_follows_the_logits(self):
+        prompt = zeroc_json("tokenize", "--model", MODEL, "--text", PROMPT, "--add-special")["ids"]
+        first = zeroc_json(*self.base, "--max-tokens", 1)["ids"]
+        top = zeroc_json("logits", "--model", MODEL, "--ids-file", self.write("p.json", json.dumps(prompt)), "--top", 1)
+        self.assertEqual(first, [top["positions"][0]["top"][0][0]])
+
+    def test_prompt_file_and_ids_are_the_same_prompt(self):
+        ids = zeroc_json("tokenize", "--model", MODEL, "--text", PROMPT, "--add-special")["ids"]
+        want = zeroc_json(*self.base, "--max-tokens", 4)
+        tail = ["--max-tokens", 4, "--ignore-eos"]
+        for flag, path in [("--prompt-file", self.write("p.txt", PROMPT)),
+                           ("--ids-file", self.write("i.json", json.dumps(ids)))]:
+            with self.subTest(flag=flag):
+                self.assertEqual(zeroc_json("generate", "--model", MODEL, flag, path, *tail), want)
+
+    def test_seed_decides(self):
+        draw = [*self.base, "--max-tokens", 12, "--temperature", 1.5, "--seed"]
+        self.assertEqual(zeroc_json(*draw, 1), zeroc_json(*draw, 1))
+        self.assertNotEqual(zeroc_json(*draw, 1)["ids"], zeroc_json(*draw, 2)["ids"])
+
+    def test_top_k_1_is_greedy(self):
+        want = zeroc_json(*self.base, "--max-tokens", 8)["ids"]
+        self.assertEqual(zeroc_json(*self.base, "--max-tokens", 8, "--temperature", 2, "--top-k", 1)["ids"], want)
+
+    def test_stop_string(self):
+        text = zeroc_json(*self.base, "--max-tokens", 24)["text"]
+        stop = text[len(text) // 2:len(text) // 2 + 4]
+        answer = zeroc_json(*self.base, "--max-tokens", 24, "--stop", "never in a text", "--stop", stop)
+        self.assertEqual(answer["text"], text[:text.find(stop)])
+        self.assertEqual(answer["finish_reason"], "stop")
+
+    def test_errors(self):
+        self.check_fails(["8192"], *self.base, "--max-tokens", 8192)
+        self.check_fails(["none.txt"], "generate", "--model", MODEL, "--prompt-file", "none.txt")
+        self.check_fails(["config.json"], "generate", "--model", self.dir, "--prompt", "a")
+        self.check_fails(["ids[0]", "4096"], "generate", "--model", MODEL, "--ids-file", self.write("o.json", "[4096]"))
+
+
+class PlanTest(CliTest):
+    """Everything that needs a plan: one is calibrated, small, from the licence's text."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.text = text_file(cls.dir, "prose.txt", 60000)
+        cls.plan = pathlib.Path(cls.dir) / "small.plan"
+        cls.recall_set = pathlib.Path(cls.dir) / "recall.jsonl"
+        filler = PROSE.read_text()[:1500]
+        fact = "The number of the old house is"
+        cases = [{"prompt": f"{filler} {fact} {n}. What is the number of the old house? {fact}", "answer": f" {n}",
+                  "group": f"g{n % 2}"} for n in range(48213, 48217)]
+        cls.recall_set.write_text("\n".join(map(json.dumps, cases)))
+        cls.made = zeroc_json(
+            "calibrate", "--model", MODEL, "--text", f"{cls.text}@0:50", "--heldout", f"{cls.text}@50:100",
+            "--recall-set", cls.recall_set, "--recall-cases", 2, "--out", cls.plan, "--context", 512,
+            "--max-windows", 8, "--score-context", 512, "--score-stride", 128, "--score-windows", 2)
+        cls.with_plan = ["--model", MODEL, "--plan", cls.plan]
+
+    def test_plan_shape(self):
+        answer = zeroc_json("plan", self.plan)
+        self.assertEqual(answer, self.made)
+        self.assertEqual(list(answer), ["plan_id", "ppl_base", "profiles"])
+        self.assertRegex(answer["plan_id"], "^[0-9a-f]{32}$")
+        self.assertGreater(answer["ppl_base"], 1)
+        names = [p["name"] for p in answer["profiles"]]
+        for name in ["bf16", "q8", "q4", "q3", "q2"]:
+            self.assertIn(name, names)
+        for profile in answer["profiles"]:
+            self.assertEqual(list(profile), ["name", "bits_per_element", "kv_bytes_per_token", "ppl_increase", "recall",
+                                             "ppl_increase_rel", "kl"])
+            self.assertGreaterEqual(profile["kl"], 0)
+            self.assertAlmostEqual(profile["ppl_increase_rel"], profile["ppl_increase"] / answer["ppl_base"], places=9)
+            self.assertIn(profile["recall"], [0, 0.5, 1])
+        by_name = {p["name"]: p for p in answer["profiles"]}
+        self.assertLess(by_name["q2"]["kv_bytes_per_token"], by_name["q8"]["kv_bytes_per_token"] / 2)
+        self.assertLess(by_name["q8"]["kl"], by_name["q2"]["kl"])
+
+    def test_plan_table(self):
+        table = zeroc("plan", self.plan).stdout.decode()
+        for profile in self.made["profiles"]:
+            self.assertRegex(table, rf"(?m)^{profile['name']} ")
+
+    def test_plan_tells_no_folder(self):
+        self.assertNotIn(os.fsencode(self.dir), self.plan.read_bytes())
+
+    def test_plan_beside_the_model(self):
+        model = pathlib.Path(self.dir) / "model"
+        shutil.copytree(MODEL, model)
+        shutil.copy(self.plan, model / "zeroc.plan")
+        tail = ["--prompt", PROMPT, "--max-tokens", 4, "--profile", "q8"]
+        want = zeroc_json("generate", *self.with_plan, *tail)
+        self.assertEqual(zeroc_json("generate", "--model", model, *tail), want)
+        (model / "zeroc.plan").unlink()
+        self.check_fails(["zeroc.plan", "zeroc calibrate"], "generate", "--model", model, *tail)
+
+    def test_compression_shows(self):
+        prompt = self.write("long.txt", PROSE.read_text()[:6000])
+        tail = ["--prompt-file", prompt, "--max-tokens", 4]
+        plain = zeroc_json("generate", "--model", MODEL, *tail)
+        packed = zeroc_json("generate", *self.with_plan, *tail, "--profile", "q4")
+        self.assertLess(packed["kv_bytes_per_token"], 0.6 * plain["kv_bytes_per_token"])
+
+    def test_folded_bf16_has_the_plain_logits(self):
+        ids = zeroc_json("tokenize", "--model", MODEL, "--text", PROSE.read_text()[:2000], "--add-special")["ids"]
+        path = self.write("ids.json", json.dumps(ids))
+        # One rounding of the folded weights; and the noise of bf16 activations, twice.
+        for backend, tolerance in [("ref", 0.05), ("cpu", 0.3)]:
+            with self.subTest(backend=backend):
+                tail = ["--ids-file", path, "--backend", backend, "--top", 4096]
+                plain = zeroc_json("logits", "--model", MODEL, *tail)["positions"][0]
+                folded = zeroc_json("logits", *self.with_plan, "--profile", "bf16", *tail)["positions"][0]
+                self.assertAlmostEqual(plain["logsumexp"], folded["logsumexp"], delta=tolerance)
+                got = dict(folded["top"])
+                self.assertLess(max(abs(got[i] - logit) for i, logit in plain["top"]), tolerance)
+
+    def test_perplexity(self):
+        base = ["perplexity", "--text", self.text, "--context", 512, "--stride", 128, "--max-windows", 2]
+        plain = zeroc_json(*base, "--model", MODEL)
+        self.assertEqual(list(plain), ["ppl", "nll", "tokens", "bits_per_byte", "kl", "kv_bytes_per_token"])
+        self.assertEqual(plain["kl"], 0)
+        self.assertEqual(plain["tokens"], 2 * 128)
+        self.assertAlmostEqual(plain["ppl"], math.exp(plain["nll"]), places=6)
+        self.assertEqual(zeroc_json(*base, "--model", MODEL, "--method", "none"), plain)
+        packed = zeroc_json(*base, *self.with_plan, "--profile", "q3")
+        self.assertEqual(packed["tokens"], plain["tokens"])
+        self.assertGreater(packed["kl"], 0)
+        self.assertLess(packed["kv_bytes_per_token"], plain["kv_bytes_per_token"])
+        chunks = zeroc_json(*base, *self.with_plan, "--profile", "q3", "--score", "prefill")
+        self.assertAlmostEqual(chunks["nll"], packed["nll"], delta=0.02)
+
+    def test_recall(self):
+        answer = zeroc_json("recall", *self.with_plan, "--profile", "q8", "--set", self.recall_set)
+        self.assertEqual(list(answer), ["accuracy", "by_group", "kv_bytes_per_token"])
+        self.assertEqual(list(answer["by_group"]), ["g0", "g1"])
+        self.assertAlmostEqual(answer["accuracy"], sum(answer["by_group"].values()) / 2)
+        one = zeroc_json("recall", "--model", MODEL, "--set", self.recall_set, "--max-cases", 1)
+        self.assertEqual(list(one["by_group"]), ["g0"])
+
+    def test_bench(self):
+        tail = ["--repeat", 2, "--threads", 1]
+        for args in [["prefill", "--prompt-tokens", 100],
+                     ["decode", "--context", 300, "--batch", 2, "--profile", "q4"]]:
+            with self.subTest(args=args):
+                where = self.with_plan if "--profile" in args else ["--model", MODEL]
+                answer = zeroc_json("bench", *args, *where, *tail)
+                for name in ["tokens_per_s", "flops_per_s", "bytes_per_s", "peak_flops_per_s", "peak_read_bytes_per_s"]:
+                    self.assertGreater(answer[name], 0, name)
+                self.assertLess(answer["flops_fraction"], 1)
+                self.assertLessEqual(answer["tokens_per_s_min"], answer["tokens_per_s"])
+                self.assertLessEqual(answer["tokens_per_s"], answer["tokens_per_s_max"])
+
+    def test_unknown_profile(self):
+        self.check_fails(["q99", "bf16"], "generate", *self.with_plan, "--prompt", "a", "--profile", "q99")
+
+    def test_broken_plans(self):
+        whole = self.plan.read_bytes()
+        broken = {"empty": b"", "half": whole[:len(whole) // 2], "cut": whole[:-1], "text": b"not a plan" * 100,
+                  "flipped": whole[:-100] + bytes([whole[-100] ^ 0x40]) + whole[-99:]}
+        for name, content in broken.items():
+            with self.subTest(name=name):
+                path = self.write(f"{name}.plan", content)
+                self.check_fails([f"{name}.plan"], "plan", path)
+                self.check_fails([f"{name}.plan"], "generate", "--model", MODEL, "--prompt", "a", "--profile", "q4",
+                                 "--plan", path)
+        self.check_fails(["none.plan"], "plan", "none.plan")
+
+    def test_calibrate_errors(self):
+        base = ["calibrate", "--model", MODEL, "--out", pathlib.Path(self.dir) / "new.plan"]
+        self.check_fails(["none.txt"], *base, "--text", "none.txt", "--heldout", PROSE)
+        self.check_fails([], *base, "--text", self.write("short.txt", "too short"), "--heldout", PROSE)
+        self.check_fails(["broken.jsonl:1"], *base, "--text", self.text, "--heldout", self.text, "--recall-set",
+                         self.write("broken.jsonl", "{}"))
+        nowhere = pathlib.Path(self.dir) / "nowhere/new.plan"
+        sources = ["--text", PROSE, "--heldout", PROSE]
+        self.check_fails(["nowhere"], "calibrate", "--model", MODEL, "--out", nowhere, *sources)
+        self.assertFalse((pathlib.Path(self.dir) / "new.plan").exists())
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,79 @@
+// A model opened as the flags say: which weights, which KV format, which ops. Shared by the commands that compute.
+//
+// Not thread-safe. The session owns everything; models refer to its ops and threads.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "libzeroc/base/status.h"
+#include "libzeroc/base/thread_pool.h"
+#include "libzeroc/checkpoint/checkpoint.h"
+#include "libzeroc/compression/plan.h"
+#include "libzeroc/engine/scoring.h"
+#include "libzeroc/model/llama_model.h"
+#include "libzeroc/tokenizer/tokenizer.h"
+
+namespace CLI {
+class App;
+}
+
+namespace zeroc {
+
+struct ModelOptions {
+  std::string model_dir;
+  std::string plan_path;  // empty: zeroc.plan in the model's directory
+  std::string profile;    // empty: method none
+  std::string method;     // empty: zeroc with a profile, none without
+  double kv_bits = 0;     // 0: not given
+  std::string backend = "cpu";
+  int threads = 0;  // 0: all processors of this process
+  bool json = false;
+
+  void AddModel(CLI::App& app);    // --model
+  void AddThreads(CLI::App& app);  // --threads
+  void AddJson(CLI::App& app);     // --json
+  void AddProfile(CLI::App& app);  // --profile, --plan
+  void AddMethod(CLI::App& app);   // --method, --kv-bits
+  void AddBackend(CLI::App& app);  // --backend
+  Status CheckUsage() const;       // combinations of the above
+  bool compressed() const { return !profile.empty(); }
+};
+
+class Session {
+ public:
+  // Checkpoint, ops and threads; kUnimplemented for a method or backend that this build does not have.
+  static Result<std::unique_ptr<Session>> Open(const ModelOptions& options);
+
+  const Checkpoint& checkpoint() const { return *checkpoint_; }
+  const std::shared_ptr<const Checkpoint>& shared_checkpoint() const { return checkpoint_; }
+  const kernels::Ops& ops() const { return *ops_; }
+  ThreadPool& threads() { return threads_; }
+
+  // The plain model, bf16 KV.
+  Result<ScoredMethod> Uncompressed();
+  // What the flags ask for: the folded model with the profile's format, or the plain one. Models are opened once.
+  Result<ScoredMethod> Asked();
+
+  Result<std::unique_ptr<Tokenizer>> OpenTokenizer() const;
+  // The id that starts every text: the tokenizer's, else the configuration's. kFailedPrecondition when neither has one.
+  Result<std::int32_t> BosId(const Tokenizer& tokenizer) const;
+  // kInvalidArgument naming `where` and the first id that the model does not have.
+  Status CheckIds(const std::vector<std::int32_t>& ids, const std::string& where) const;
+
+ private:
+  Session(const ModelOptions& options, std::shared_ptr<const Checkpoint> checkpoint, const kernels::Ops& ops);
+
+  ModelOptions options_;
+  std::shared_ptr<const Checkpoint> checkpoint_;
+  const kernels::Ops* ops_;
+  ThreadPool threads_;
+  std::unique_ptr<LlamaModel> plain_;
+  std::unique_ptr<LlamaModel> folded_;
+};
+
+// The bytes of text behind each id.
+std::vector<std::int32_t> TokenBytes(const Tokenizer& tokenizer, const std::vector<std::int32_t>& ids);
+
+}  // namespace zeroc
