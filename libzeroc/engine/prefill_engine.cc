@@ -86,20 +86,19 @@ std::int64_t PrefillEngine::waiting_tokens() const {
   return n;
 }
 
-// False while the job has to wait for others' blocks; a job that can never fit is failed and leaves the queue.
-bool PrefillEngine::Start(Job& job) {
+PrefillEngine::StartResult PrefillEngine::Start(Job& job) {
   Result<std::unique_ptr<SequenceKv>> kv =
       SequenceKv::Create(pool_, job.request.format, job.n_tokens(), std::min(options_.chunk_tokens, job.n_tokens()));
   if (kv.ok()) {
     job.kv = std::move(kv).value();
     job.request.listener->OnStarted();
-    return true;
+    return StartResult::kStarted;
   }
   const bool others_hold_blocks = pool_.usage().n_blocks_used > 0;
-  if (kv.status().code() == StatusCode::kResourceExhausted && others_hold_blocks) return false;
+  if (kv.status().code() == StatusCode::kResourceExhausted && others_hold_blocks) return StartResult::kMustWait;
   std::erase(waiting_, job.id);
-  job.request.listener->OnFailed(kv.status());
-  return false;
+  job.request.listener->OnFailed(kv.status());  // may release the job
+  return StartResult::kFailed;
 }
 
 void PrefillEngine::RunChunk(Job& job) {
@@ -126,11 +125,15 @@ void PrefillEngine::RunChunk(Job& job) {
 }
 
 bool PrefillEngine::Step() {
-  if (waiting_.empty()) return false;
-  Job& job = *jobs_.at(waiting_.front());
-  if (job.kv == nullptr && !Start(job)) return false;  // Release of another job wakes the loop
-  RunChunk(job);
-  return true;
+  while (!waiting_.empty()) {
+    Job& job = *jobs_.at(waiting_.front());
+    const StartResult started = job.kv == nullptr ? Start(job) : StartResult::kStarted;
+    if (started == StartResult::kMustWait) return false;  // the Release of another job wakes the loop
+    if (started == StartResult::kFailed) continue;
+    RunChunk(job);
+    return true;
+  }
+  return false;
 }
 
 }  // namespace zeroc

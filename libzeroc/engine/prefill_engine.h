@@ -72,7 +72,8 @@ class PrefillEngine {
 
  private:
   struct Job;
-  bool Start(Job& job);
+  enum class StartResult : std::uint8_t { kStarted, kMustWait, kFailed };
+  StartResult Start(Job& job);  // kFailed: the job has left the queue and its listener knows
   void RunChunk(Job& job);
 
   LlamaModel& model_;
