@@ -23,6 +23,8 @@ namespace {
 // A reply on shared memory or loopback comes within a few microseconds; sleeping and waking costs as much. Longer spinning
 // would take the core from the compute threads.
 constexpr double kSpinSeconds = 20e-6;
+// How long to yield instead, while a shared-memory queue is full: a live peer empties it in less, a stopped one never.
+constexpr double kYieldSeconds = 10e-3;
 
 class UcxTransport final : public QueuedTransport {
  public:
@@ -86,7 +88,12 @@ class UcxTransport final : public QueuedTransport {
       core().Settle();
       const double now = wire_->NowSeconds();
       if (busy) busy_at = now;
-      if (now - busy_at >= kSpinSeconds) Sleep(now);
+      const double idle = now - busy_at;
+      if (idle >= kSpinSeconds && idle < kYieldSeconds && wire_->WaitsForRoom()) {
+        std::this_thread::yield();
+      } else if (idle >= kSpinSeconds) {
+        Sleep(now);
+      }
     }
     Shutdown([this] {
       RunCommands();

@@ -15,7 +15,7 @@ namespace {
 
 constexpr unsigned kAmId = 7;             // one id; our header says the rest
 constexpr int kProgressMax = 64;          // UCX progress calls in a row before commands get their turn
-constexpr int kClosingPollMs = 1;
+constexpr int kSoonPollMs = 1;  // something moves without an event
 constexpr double kAliveCheckSeconds = 0.02;   // while busy; when idle the descriptors wake us
 constexpr double kDeadCloseSeconds = 0.1;     // for UCX to finish with a local peer that is dead already
 constexpr int kIdlePollMs = 200;          // while peers exist: lets keep-alive run even if UCX's timer does not wake us
@@ -218,10 +218,18 @@ bool UcxWire::DeliverDeferred() {
 }
 
 int UcxWire::PollTimeoutMs() const {
+  if (WaitsForRoom()) return kSoonPollMs;
   for (const auto& link : closing_) {
-    if (link->closed) return kClosingPollMs;
+    if (link->closed) return kSoonPollMs;
   }
   return links_.empty() && closing_.empty() ? -1 : kIdlePollMs;
+}
+
+bool UcxWire::WaitsForRoom() const {
+  for (const auto& [peer, link] : links_) {
+    if (link->local && !link->requests.empty()) return true;
+  }
+  return false;
 }
 
 bool UcxWire::Arm() { return ucp_worker_arm(worker_) == UCS_OK; }

@@ -43,6 +43,8 @@ class UcxWire final : public Wire {
   // Milliseconds after which Progress should be called though no event came; -1: none.
   int PollTimeoutMs() const;
   int event_fd() const { return event_fd_; }
+  // Bytes wait for room in a shared-memory queue, which UCX announces by no event: progress again soon.
+  bool WaitsForRoom() const;
   // Prepares to sleep on event_fd(). False: something is there already, progress again.
   bool Arm();
   // Descriptors of watched peer processes, to sleep on as well.
