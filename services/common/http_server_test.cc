@@ -87,7 +87,7 @@ TEST_F(HttpServerTest, StandardRoutesSayReadinessAndMetrics) {
   client.Get("/readyz");
   EXPECT_TRUE(client.ReadResponse().starts_with("HTTP/1.1 503 "));
   client.Get("/metrics");
-  EXPECT_NE(client.ReadResponse().find("vllm:request_success_total{finished_reason=\"stop\",model_name=\"test\"} 1"),
+  EXPECT_NE(client.ReadResponse().find("vllm:request_success_total{model_name=\"test\",finished_reason=\"stop\"} 1"),
             std::string::npos);
   client.Send("HEAD /healthz HTTP/1.1\r\nHost: t\r\n\r\n");
   const std::string head = client.ReadUntil("\r\n\r\n");

@@ -247,9 +247,9 @@ void HttpSession::PostOnGone(std::uint64_t exchange_id, std::function<void()> go
 
 void HttpSession::PostDropped(std::uint64_t exchange_id) {
   Post(exchange_id, [](HttpSession& self) {
+    if (self.state_ != State::kHandling && self.state_ != State::kStreaming) return;  // it was answered
     self.keep_alive_ = false;
-    if (self.state_ == State::kHandling) self.Respond(self.owner_.FormatError(500, "the request was dropped"));
-    if (self.state_ != State::kStreaming) return;
+    if (self.state_ == State::kHandling) return self.Respond(self.owner_.FormatError(500, "the request was dropped"));
     self.state_ = State::kEnding;
     self.Flush();
   });

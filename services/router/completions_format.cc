@@ -117,7 +117,10 @@ std::string CompletionFormatter::FinalEvents(const v1::Final& final) {
   return events + "data: [DONE]\n\n";
 }
 
-void CompletionFormatter::AddDelta(const v1::Delta& delta) { whole_.MergeFrom(delta); }
+void CompletionFormatter::AddDelta(const v1::Delta& delta) {
+  whole_.mutable_text()->append(delta.text());
+  whole_.mutable_logprobs()->MergeFrom(delta.logprobs());
+}
 
 std::string CompletionFormatter::Body(const v1::Final& final) const {
   Json json = Envelope(id_, created_, started_.model());

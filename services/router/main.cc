@@ -1,5 +1,5 @@
 // zeroc-router: puts the parts together, waits for SIGTERM, drains.
-#include <grpcpp/grpcpp.h>
+#include <grpcpp/impl/service_type.h>
 
 #include <cstdio>
 #include <exception>

@@ -323,7 +323,9 @@ void RequestFlow::SetFinish(v1::FinishReason reason) {
     rest.set_text(output.stopped ? output.text : output.text + stops_.Flush());
     if (!rest.text().empty()) sink_->OnDelta(rest);
   }
-  if (decode_call_ != nullptr && decode_finish_ == v1::FINISH_REASON_UNSPECIFIED) decode_call_->Cancel();
+  if (decode_call_ != nullptr && decode_finish_ == v1::FINISH_REASON_UNSPECIFIED) {
+    std::exchange(decode_call_, nullptr)->Cancel();
+  }
   FinishWhenAccounted();
 }
 

@@ -1,0 +1,481 @@
+#include "services/decode/decode_core.h"
+
+#include <chrono>
+#include <random>
+#include <utility>
+
+#include "libzeroc/handoff/byte_codec.h"
+#include "services/common/logging.h"
+#include "services/worker/proto_convert.h"
+
+namespace zeroc {
+namespace {
+
+constexpr std::size_t kFailedKept = 1024;
+constexpr std::chrono::milliseconds kTick(100);
+
+std::int64_t NowNs() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+double Seconds(std::int64_t ns) { return static_cast<double>(ns) * 1e-9; }
+
+std::uint64_t RandomSeed() {
+  std::random_device device;
+  return (std::uint64_t{device()} << 32) | device();
+}
+
+}  // namespace
+
+// One lease and the request it serves. The engine calls it as a listener; everything that is not constant or marked is
+// guarded by the core's mutex.
+struct DecodeCore::Request final : DecodeListener {
+  DecodeCore* core = nullptr;
+  LeaseKey key;
+  std::string request_id;
+  std::uint32_t attempt = 0;
+  SequenceId sequence{};
+  int n_prompt_tokens = 0;
+  std::uint64_t kv_bytes = 0;  // of the prompt, resident once committed
+
+  std::shared_ptr<EventSink<v1::DecodeEvent>> sink;
+  SamplingParams sampling;
+  std::vector<std::int32_t> prompt;
+  std::optional<LeaseReady> ready;
+  bool started = false;
+
+  // Engine thread.
+  std::int64_t admitted_ns = 0;
+
+  void OnToken(const SampledToken& token) override {
+    v1::DecodeEvent event;
+    event.mutable_tokens()->add_ids(static_cast<std::uint32_t>(token.id));
+    if (sampling.logprobs >= 0) *event.mutable_tokens()->add_logprobs() = LogprobsToProto(token);
+    sink->Send(std::move(event));
+    core->metrics_.AddGenerationTokens(1);
+  }
+  void OnFinished(FinishReason reason) override {
+    v1::DecodeEvent event;
+    const double seconds = Seconds(NowNs() - admitted_ns);
+    event.mutable_final()->set_finish_reason(FinishToProto(reason));
+    event.mutable_final()->set_decode_seconds(seconds);
+    sink->Send(std::move(event));
+    sink->End(OkStatus());
+    core->metrics_.ObserveDecodeTime(seconds);
+    core->metrics_.CountSuccess(reason == FinishReason::kStop ? "stop" : "length");
+    core->EndLease(key, OkStatus());
+  }
+  void OnFailed(const Status& status) override {
+    LogError("decode failed request=" + request_id + " error=\"" + status.ToString() + "\"");
+    sink->End(status);
+    core->EndLease(key, status);
+  }
+};
+
+// --- start and end ---
+
+Result<std::unique_ptr<DecodeCore>> DecodeCore::Create(const Options& options, WorkerModel& model, Metrics& metrics,
+                                                       const TransportFactory& transport) {
+  std::unique_ptr<DecodeCore> core(new DecodeCore(options, model, metrics));
+  ZEROC_RETURN_IF_ERROR(core->Open(transport));
+  return core;
+}
+
+DecodeCore::DecodeCore(const Options& options, WorkerModel& model, Metrics& metrics)
+    : options_(options),
+      model_(model),
+      metrics_(metrics),
+      leases_({.expiry_ns = options.lease_expiry_ms * 1'000'000}, RandomSeed()) {}
+
+Status DecodeCore::Open(const TransportFactory& transport) {
+  ZEROC_ASSIGN_OR_RETURN(transport_, transport(*this));
+  Result<std::span<std::byte>> arena = transport_->AllocateArena(options_.kv_bytes);
+  if (!arena.ok()) return arena.status().WithContext("KV memory of " + std::to_string(options_.kv_bytes >> 20) + " MiB");
+  arena_ = *arena;
+  ZEROC_ASSIGN_OR_RETURN(pool_, BlockPool::Create(arena_, model_.SlabBytes()));
+  engine_ = std::make_unique<DecodeEngine>(model_.model(), *pool_, DecodeEngine::Options{options_.batch_max});
+  engine_thread_ = std::make_unique<EngineThread>("decode", [this] {
+    const bool busy = engine_->Step();
+    PublishUsage();
+    return busy;
+  });
+  timers_ = std::make_unique<TimerThread>();
+  ScheduleTick();
+  metrics_.SetKvCacheUsage(0);
+  return OkStatus();
+}
+
+DecodeCore::~DecodeCore() {
+  timers_.reset();
+  if (engine_thread_ != nullptr) engine_thread_->Stop();  // what the transport still posts is dropped
+}
+
+void DecodeCore::ScheduleTick() {
+  timers_->Schedule(TimerThread::Clock::now() + kTick, [this] {
+    LeaseActions actions;
+    {
+      MutexLock lock(mu_);
+      actions = leases_.Tick(NowNs());
+    }
+    Do(std::move(actions));
+    ScheduleTick();
+  });
+}
+
+void DecodeCore::PublishUsage() {
+  const BlockPool::Usage now = pool_->usage();
+  bytes_used_ = now.bytes_used;
+  blocks_used_ = now.n_blocks_used;
+  n_running_ = engine_->n_running();
+}
+
+// --- Reserve ---
+
+Status DecodeCore::CheckReserve(const v1::ReserveRequest& request, std::shared_ptr<const KvFormat>* format) const {
+  if (draining_) return Unavailable("the decode worker is stopping");
+  ZEROC_ASSIGN_OR_RETURN(*format,
+                         model_.FormatFor(request.model_fingerprint(), request.plan_id(), request.profile()));
+  if (request.layout_hash() != 0 && request.layout_hash() != (*format)->layout_hash) {
+    return FailedPrecondition("profile " + request.profile() + ": layout hash " + std::to_string(request.layout_hash()) +
+                              " asked for, this worker has " + std::to_string((*format)->layout_hash));
+  }
+  const std::uint64_t max = static_cast<std::uint64_t>(model_.config().max_positions);
+  if (request.n_prompt_tokens() == 0 || request.max_tokens() == 0 ||
+      std::uint64_t{request.n_prompt_tokens()} + request.max_tokens() > max) {
+    return InvalidArgument("n_prompt_tokens " + std::to_string(request.n_prompt_tokens()) + " and max_tokens " +
+                           std::to_string(request.max_tokens()) + " do not fit the model's " + std::to_string(max) +
+                           " positions");
+  }
+  MutexLock lock(mu_);
+  for (const auto& [id, other] : requests_) {
+    if (other->request_id == request.request_id() && other->attempt == request.attempt()) {
+      return Status(StatusCode::kAlreadyExists, "request " + request.request_id() + " attempt " +
+                                                    std::to_string(request.attempt()) + " holds a lease already");
+    }
+  }
+  return OkStatus();
+}
+
+void DecodeCore::Reserve(const v1::ReserveRequest& request, std::function<void(Result<v1::Lease>)> done) {
+  std::shared_ptr<const KvFormat> format;
+  if (Status status = CheckReserve(request, &format); !status.ok()) return done(status);
+  const bool posted = engine_thread_->Post([this, request, format, done] {
+    done(ReserveOnEngine(request, format));
+    PublishUsage();
+  });
+  if (!posted) done(Unavailable("the decode worker is stopping"));
+}
+
+Result<v1::Lease> DecodeCore::ReserveOnEngine(const v1::ReserveRequest& request,
+                                              const std::shared_ptr<const KvFormat>& format) {
+  const int n_prompt_tokens = static_cast<int>(request.n_prompt_tokens());
+  ZEROC_ASSIGN_OR_RETURN(const SequenceId sequence,
+                         engine_->Reserve(format, n_prompt_tokens, static_cast<int>(request.max_tokens())));
+  const BlockTable table =
+      BlockTable::Of(*engine_->kv(sequence), n_prompt_tokens, model_.fingerprint(), model_.plan_id());
+  auto owned = std::make_shared<Request>();
+  owned->core = this;
+  owned->request_id = request.request_id();
+  owned->attempt = request.attempt();
+  owned->sequence = sequence;
+  owned->n_prompt_tokens = n_prompt_tokens;
+  owned->kv_bytes = table.n_bytes();
+  {
+    MutexLock lock(mu_);
+    Result<LeaseKey> key = leases_.Create(table, NowNs());
+    if (!key.ok()) {
+      engine_->Release(sequence);
+      return key.status();
+    }
+    owned->key = *key;
+    requests_[key->lease_id] = owned;
+  }
+  v1::Lease lease;
+  lease.set_lease_id(owned->key.lease_id);
+  lease.set_generation(owned->key.generation);
+  lease.set_kv_layout(table.Serialise());
+  lease.set_transport_address(transport_->LocalAddress().bytes);
+  const RemoteArena arena = transport_->LocalArena();
+  lease.set_arena_key(arena.key);
+  lease.set_arena_base(arena.base);
+  lease.set_arena_bytes(arena.bytes);
+  lease.set_expiry_ms(static_cast<std::uint64_t>(options_.lease_expiry_ms));
+  return lease;
+}
+
+// --- Generate ---
+
+void DecodeCore::Generate(const v1::DecodeRequest& request, std::shared_ptr<EventSink<v1::DecodeEvent>> sink) {
+  Result<SamplingParams> sampling = SamplingFromProto(request.sampling());
+  if (!sampling.ok()) return sink->End(sampling.status());
+  if (Status status = sampling->Validate(model_.config().vocab_size); !status.ok()) return sink->End(status);
+  const std::string name = "lease " + std::to_string(request.lease_id());
+  RequestPtr found;
+  Status refused;
+  {
+    MutexLock lock(mu_);
+    const auto it = requests_.find(request.lease_id());
+    const auto failed = failed_.find(request.lease_id());
+    if (it != requests_.end() && it->second->key.generation == request.generation()) found = it->second;
+    if (failed != failed_.end()) {
+      refused = failed->second;
+    } else if (found == nullptr) {
+      refused = NotFound(name + ": no such lease, or it is over");
+    } else if (found->request_id != request.request_id() ||
+               static_cast<std::uint32_t>(found->n_prompt_tokens) != request.n_prompt_tokens()) {
+      refused = FailedPrecondition(name + " was reserved for another request or prompt length");
+    } else if (found->sink != nullptr) {
+      refused = Status(StatusCode::kAlreadyExists, name + ": another call waits for it already");
+    } else {
+      found->sink = sink;
+      found->sampling = *sampling;
+      found->prompt.assign(request.prompt_ids().begin(), request.prompt_ids().end());
+    }
+  }
+  if (!refused.ok()) return sink->End(refused);
+  StartIfComplete(found);
+}
+
+void DecodeCore::StartIfComplete(const RequestPtr& request) {
+  {
+    MutexLock lock(mu_);
+    if (request->sink == nullptr || !request->ready.has_value() || request->started) return;
+    if (!leases_.Admit(request->key).ok()) return;  // it ended meanwhile, which ends the stream
+    request->started = true;
+  }
+  engine_thread_->Post([this, request] { AdmitOnEngine(request); });
+}
+
+// Released meanwhile: the engine no longer knows the sequence, and whoever released it has ended the stream.
+void DecodeCore::AdmitOnEngine(const RequestPtr& request) {
+  if (engine_->kv(request->sequence) == nullptr) return;
+  const LeaseReady& ready = *request->ready;
+  Status status;
+  if (ready.first_token.seed != request->sampling.seed) {
+    status = FailedPrecondition("prefill sampled with seed " + std::to_string(ready.first_token.seed) +
+                                ", decode was asked for " + std::to_string(request->sampling.seed));
+  }
+  request->admitted_ns = NowNs();
+  v1::DecodeEvent event;
+  v1::Admitted* admitted = event.mutable_admitted();
+  admitted->set_wire_seconds(Seconds(ready.facts.last_write_ns - ready.facts.first_write_ns));
+  admitted->set_admit_seconds(Seconds(request->admitted_ns - ready.facts.committed_ns));
+  admitted->mutable_kv_bytes()->set_raw(model_.RawKvBytes(request->n_prompt_tokens));
+  admitted->mutable_kv_bytes()->set_packed(request->kv_bytes);
+  admitted->mutable_kv_bytes()->set_wire(ready.facts.bytes_received);
+  if (status.ok()) {
+    request->sink->Send(std::move(event));
+    DecodeStart start;
+    start.sampling = request->sampling;
+    start.prompt = std::move(request->prompt);
+    start.n_prompt_tokens = request->n_prompt_tokens;
+    start.first_token = {ready.first_token.id, ready.first_token.logprob, ready.first_token.top};
+    start.listener = request.get();
+    status = engine_->Admit(request->sequence, std::move(start));
+  }
+  PublishUsage();
+  if (status.ok()) {
+    metrics_.ObserveKvTransfer(admitted->wire_seconds());
+    return;
+  }
+  request->sink->End(status);
+  EndLease(request->key, status);
+}
+
+// --- the end of a lease ---
+
+void DecodeCore::Release(const LeaseKey& key, const std::string& reason) {
+  EndLease(key, Cancelled("released by the router: " + EscapeControls(reason.substr(0, 128))));
+}
+
+void DecodeCore::EndLease(const LeaseKey& key, const Status& why) {
+  LeaseActions actions;
+  std::shared_ptr<EventSink<v1::DecodeEvent>> sink;
+  {
+    MutexLock lock(mu_);
+    const auto it = requests_.find(key.lease_id);
+    if (it != requests_.end() && it->second->key == key) sink = it->second->sink;
+    actions = leases_.Release(key, why, NowNs());
+  }
+  if (sink != nullptr && !why.ok()) sink->End(why);
+  Do(std::move(actions));
+}
+
+void DecodeCore::CancelAll(const Status& why) {
+  std::vector<LeaseKey> keys;
+  {
+    MutexLock lock(mu_);
+    for (const auto& [id, request] : requests_) keys.push_back(request->key);
+  }
+  for (const LeaseKey& key : keys) EndLease(key, why);
+}
+
+void DecodeCore::Do(LeaseActions actions) {
+  for (LeaseAction& action : actions) {
+    if (auto* send = std::get_if<SendMessage>(&action)) {
+      // Lost messages are covered by resending; a dead peer is reported by itself.
+      transport_->Send(send->peer, send->message.type, AsBytes(send->message.payload), [](const Status&) {});
+    } else if (auto* verify = std::get_if<VerifyLease>(&action)) {
+      engine_thread_->Post([this, one = std::move(*verify)] { Verify(one); });
+    } else if (auto* ready = std::get_if<LeaseReady>(&action)) {
+      OnReady(*ready);
+    } else if (auto* failed = std::get_if<LeaseFailed>(&action)) {
+      OnFailed(*failed);
+    } else {
+      OnReturn(std::get<ReturnBlocks>(action).lease);
+    }
+  }
+}
+
+void DecodeCore::Verify(const VerifyLease& verify) {
+  const Status status = VerifyBlocks(arena_, verify.blocks);
+  if (!status.ok()) metrics_.CountChecksumFailure();
+  LeaseActions actions;
+  {
+    MutexLock lock(mu_);
+    actions = leases_.OnVerified(verify.lease, status, NowNs());
+  }
+  Do(std::move(actions));
+}
+
+void DecodeCore::OnReady(const LeaseReady& ready) {
+  RequestPtr request;
+  {
+    MutexLock lock(mu_);
+    const auto it = requests_.find(ready.lease.lease_id);
+    if (it == requests_.end()) return;  // released meanwhile
+    request = it->second;
+    request->ready = ready;
+  }
+  StartIfComplete(request);
+}
+
+void DecodeCore::OnFailed(const LeaseFailed& failed) {
+  RequestPtr request;
+  std::shared_ptr<EventSink<v1::DecodeEvent>> sink;
+  {
+    MutexLock lock(mu_);
+    const auto it = requests_.find(failed.lease.lease_id);
+    if (it == requests_.end()) return;
+    request = it->second;
+    sink = request->sink;
+    failed_[failed.lease.lease_id] = failed.status;
+    failed_order_.push_back(failed.lease.lease_id);
+    if (failed_order_.size() > kFailedKept) {
+      failed_.erase(failed_order_.front());
+      failed_order_.pop_front();
+    }
+  }
+  if (failed.expired) metrics_.CountLeaseExpired();
+  LogWarning("lease failed request=" + EscapeControls(request->request_id) + " error=\"" + failed.status.ToString() + "\"");
+  if (sink != nullptr) sink->End(failed.status);
+}
+
+void DecodeCore::OnReturn(const LeaseKey& key) {
+  RequestPtr request;
+  {
+    MutexLock lock(mu_);
+    const auto it = requests_.find(key.lease_id);
+    if (it == requests_.end()) return;
+    request = std::move(it->second);
+    requests_.erase(it);
+  }
+  // The engine holds the request as a listener until then.
+  engine_thread_->Post([this, request] {
+    engine_->Release(request->sequence);
+    PublishUsage();
+  });
+}
+
+// --- the transport's thread ---
+
+void DecodeCore::OnPeerUp(PeerId, const PeerInfo& info) {
+  LogInfo("KV peer up name=" + EscapeControls(info.name) + " transport=\"" + EscapeControls(info.description) + "\"");
+}
+
+bool DecodeCore::AcceptWrite(PeerId peer, const WriteTag& tag, std::uint64_t offset, std::uint64_t bytes) {
+  MutexLock lock(mu_);
+  return leases_.AcceptWrite(peer, tag, offset, bytes, NowNs());
+}
+
+void DecodeCore::OnWriteDone(PeerId, const WriteTag& tag, std::uint64_t, std::uint64_t bytes, const Status& status) {
+  LeaseActions actions;
+  {
+    MutexLock lock(mu_);
+    actions = leases_.OnWriteDone(tag, bytes, status, NowNs());
+  }
+  Do(std::move(actions));
+}
+
+Status DecodeCore::OnMessage(PeerId peer, std::uint16_t type, std::span<const std::byte> payload) {
+  ZEROC_ASSIGN_OR_RETURN(const Message message, ParseMessage(type, payload));
+  LeaseActions actions;
+  {
+    MutexLock lock(mu_);
+    ZEROC_ASSIGN_OR_RETURN(actions, leases_.OnMessage(peer, message, NowNs()));
+  }
+  Do(std::move(actions));
+  return OkStatus();
+}
+
+void DecodeCore::OnProtocolError(PeerId, const Status& status) {
+  LogWarning("KV transport: dropped a malformed frame: " + EscapeControls(status.ToString()));
+}
+
+void DecodeCore::OnPeerFailure(PeerId peer, const Status& status) {
+  LeaseActions actions;
+  {
+    MutexLock lock(mu_);
+    actions = leases_.OnPeerFailure(peer, status, NowNs());
+  }
+  LogInfo("KV peer down: " + EscapeControls(status.ToString()));
+  Do(std::move(actions));
+}
+
+// --- what others see ---
+
+BlockPool::Usage DecodeCore::usage() const {
+  BlockPool::Usage usage;
+  usage.bytes_total = arena_.size() / model_.SlabBytes() * model_.SlabBytes();
+  usage.bytes_used = bytes_used_;
+  usage.n_blocks_used = blocks_used_;
+  return usage;
+}
+
+std::size_t DecodeCore::in_flight() const {
+  MutexLock lock(mu_);
+  return requests_.size();
+}
+
+void DecodeCore::FillLoad(v1::WorkerLoad* load) const {
+  const BlockPool::Usage now = usage();
+  load->set_kv_bytes_free(now.bytes_total - std::min(now.bytes_total, now.bytes_used));
+  load->set_running(static_cast<std::uint32_t>(n_running_.load()));
+  const std::size_t all = in_flight();
+  load->set_waiting(static_cast<std::uint32_t>(all - std::min<std::size_t>(all, load->running())));
+  load->set_draining(draining_);
+}
+
+void DecodeCore::UpdateGauges(Metrics& metrics) const {
+  const BlockPool::Usage now = usage();
+  v1::WorkerLoad load;
+  FillLoad(&load);
+  metrics.SetRequestsRunning(load.running());
+  metrics.SetRequestsWaiting(load.waiting());
+  metrics.SetKvCacheUsage(now.bytes_total == 0 ? 0 : static_cast<double>(now.bytes_used) / static_cast<double>(now.bytes_total));
+  metrics.SetKvBlocks("used", static_cast<double>(now.n_blocks_used));
+  const KvFormat& any = *model_.formats().begin()->second;
+  metrics.SetKvBlocks("free", static_cast<double>(load.kv_bytes_free() / static_cast<std::uint64_t>(any.exact.block_bytes)));
+  MutexLock lock(mu_);
+  const auto blocks = [&](LeaseState state) { return static_cast<double>(leases_.blocks_in(state)); };
+  metrics.SetKvBlocks("leased", blocks(LeaseState::kReserved) + blocks(LeaseState::kReceiving) +
+                                    blocks(LeaseState::kVerifying) + blocks(LeaseState::kCommitted));
+  metrics.SetKvBlocks("resident", blocks(LeaseState::kAdmitted));
+  metrics.SetKvBlocks("quarantined", blocks(LeaseState::kQuarantined));
+}
+
+std::string DecodeCore::Describe() const {
+  return "kv_memory_mib=" + std::to_string(arena_.size() >> 20) + " batch_max=" + std::to_string(options_.batch_max) +
+         " lease_expiry_ms=" + std::to_string(options_.lease_expiry_ms);
+}
+
+}  // namespace zeroc

@@ -1,0 +1,26 @@
+// zeroc-decode: receives prompts' keys and values and generates.
+#include "services/decode/decode_rpc.h"
+#include "services/worker/worker.h"
+
+int main(int argc, char** argv) {
+  using namespace zeroc;  // NOLINT: main is not in the namespace
+  WorkerOptions options;
+  std::int64_t batch_max = 64;
+  std::int64_t lease_expiry_ms = 30'000;
+  return WorkerMain(
+      argc, argv, WorkerKind::kDecode, &options,
+      [&](OptionSet* set) {
+        set->AddInt("batch_max", &batch_max, 1, 4096, {"requests", "Sequences of one decode step; more take turns."});
+        set->AddInt("lease_expiry_ms", &lease_expiry_ms, 100, 600'000,
+                    {"ms", "A lease without a sign of life from its prefill worker ends after this long."});
+      },
+      [&](const WorkerParts& parts) -> Result<std::unique_ptr<WorkerService>> {
+        DecodeCore::Options core_options;
+        core_options.kv_bytes = static_cast<std::uint64_t>(parts.options.kv_memory_mib) << 20;
+        core_options.batch_max = static_cast<int>(batch_max);
+        core_options.lease_expiry_ms = lease_expiry_ms;
+        ZEROC_ASSIGN_OR_RETURN(std::unique_ptr<DecodeCore> core,
+                               DecodeCore::Create(core_options, parts.model, parts.metrics, parts.transport));
+        return MakeDecodeService(std::move(core));
+      });
+}

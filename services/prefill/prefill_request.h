@@ -1,0 +1,54 @@
+// One request of the prefill worker: its transfer, its times, and the engine's calls about it. Part of prefill_core.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "services/prefill/prefill_core.h"
+
+namespace zeroc {
+
+std::int64_t PrefillNowNs();  // monotonic
+
+// Lives until its Sender has ended and the engine has released its job, whichever is later.
+struct PrefillCore::Request final : PrefillListener, std::enable_shared_from_this<Request> {
+  Request(PrefillCore& core, Key key, Sink sink, Sender sender);
+
+  PrefillCore& core;
+  const Key key;
+  const Sink sink;
+  std::string decode_worker;
+  SamplingParams sampling;
+  int n_prompt_tokens = 0;
+  PeerId peer = PeerId::kNone;  // set under core.mu_, once
+
+  Mutex mu;
+  Sender sender ZEROC_GUARDED_BY(mu);
+  std::string transport ZEROC_GUARDED_BY(mu);
+  bool first_token_final ZEROC_GUARDED_BY(mu) = false;  // decode is not needed
+  std::int64_t arrived_ns = 0;
+  std::int64_t started_ns ZEROC_GUARDED_BY(mu) = 0;
+  std::int64_t computed_ns ZEROC_GUARDED_BY(mu) = 0;
+
+  // Engine thread.
+  bool submitted = false;
+  bool released = false;
+  PrefillJobId job{};
+
+  // Calls `step(sender, now)` and carries its actions out, in order, under the request's mutex.
+  template <typename Step>
+  void Drive(Step step) {
+    MutexLock lock(mu);
+    Do(step(sender, PrefillNowNs()));
+  }
+  void Do(SenderActions actions) ZEROC_REQUIRES(mu);
+  v1::PrefillEvent Done() ZEROC_REQUIRES(mu);
+
+  void OnStarted() override;
+  void OnBlocksReady(const SequenceKv& kv, const ReadyBlocks& blocks) override;
+  void OnFirstToken(const SequenceKv& kv, const SampledToken& token) override;
+  void OnFailed(const Status& status) override;
+};
+
+}  // namespace zeroc
