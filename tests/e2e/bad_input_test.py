@@ -133,7 +133,7 @@ class StartTest(unittest.TestCase):
                 self.assertIn("no-such-flag", log)
 
     def test_port_in_use(self):
-        for flag in ("--grpc-address", "--http-address"):
+        for flag in ("--grpc-listen", "--http-listen"):
             with self.subTest(flag=flag), socket.socket() as taken:
                 # A server that sets this option too, as gRPC does by default, would share the port in silence.
                 taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

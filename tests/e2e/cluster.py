@@ -47,7 +47,7 @@ def free_port():
 
 
 def listen_flags(grpc_port, http_port):
-    return ["--grpc-address", f"127.0.0.1:{grpc_port}", "--http-address", f"127.0.0.1:{http_port}"]
+    return ["--grpc-listen", f"127.0.0.1:{grpc_port}", "--http-listen", f"127.0.0.1:{http_port}"]
 
 
 def wait_until(condition, timeout_s, what):
