@@ -352,10 +352,7 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace zeroc::kernels {
 
-std::size_t AttentionScratchBytes(int n_rows, int head_dim) {
-  const std::size_t per_row = sizeof(float) * (static_cast<std::size_t>(head_dim) + 2 * kMaxRuns);
-  return 2 * cpu::kSideBytes + (static_cast<std::size_t>(n_rows) * per_row + 63) / 64 * 64;
-}
+std::size_t AttentionScratchBytes(int n_rows, int head_dim) { return cpu::AttentionScratch::Bytes(n_rows, head_dim); }
 
 namespace cpu {
 
@@ -363,7 +360,7 @@ HWY_EXPORT(AttendSegments);
 
 KernelStatus Attention(const AttentionArgs& args) {
   if (!IsGood(args) || args.scratch == nullptr) return KernelStatus::kBadShape;
-  HWY_DYNAMIC_DISPATCH(AttendSegments)(args);
+  if (!AttentionAmx(args)) HWY_DYNAMIC_DISPATCH(AttendSegments)(args);
   return KernelStatus::kOk;
 }
 

@@ -22,6 +22,10 @@ KernelStatus AttentionMerge(const AttentionMergeArgs& args);
 // Name of the instruction set in use, e.g. "AVX3".
 const char* IsaName();
 
+// Attention on AMX tiles. False (and nothing written) where AMX is not to be had or a segment holds 32-bit runs; the
+// arguments are good.
+bool AttentionAmx(const AttentionArgs& args);
+
 // Rows up to this many take the matrix-vector kernels, which stream the weights once.
 inline constexpr int kMatVecRowsMax = 8;
 

@@ -14,6 +14,7 @@
 
 #include "hwy/targets.h"
 #include "kernels/bf16.h"
+#include "kernels/cpu/amx.h"
 #include "kernels/kv_block.h"
 #include "kernels/ops.h"
 
@@ -23,9 +24,10 @@ inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 inline constexpr double kEps32 = 0x1p-24;   // unit roundoff of float32
 inline constexpr double kEpsBf16 = 0x1p-8;  // of bf16
 
-// Runs `body` once for each compiled instruction set that this processor has.
+// Runs `body` once for each compiled instruction set that this processor has, without AMX.
 template <typename Body>
 void ForEachTarget(const Body& body) {
+  cpu::AllowAmx(false);
   for (std::int64_t target : {HWY_AVX3, HWY_AVX2, HWY_SCALAR}) {
     hwy::SetSupportedTargetsForTest(0);
     if ((hwy::SupportedTargets() & target) == 0 && target != HWY_SCALAR) continue;
@@ -37,6 +39,16 @@ void ForEachTarget(const Body& body) {
   }
   hwy::SetSupportedTargetsForTest(0);
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+  cpu::AllowAmx(true);
+}
+
+// The same, and once more with AMX where there is AMX.
+template <typename Body>
+void ForEachTargetAndAmx(const Body& body) {
+  ForEachTarget(body);
+  if (!cpu::AmxReady()) return;
+  SCOPED_TRACE("AMX");
+  body();
 }
 
 class Random {

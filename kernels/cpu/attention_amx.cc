@@ -1,0 +1,609 @@
+// Attention on AMX tiles: the variant of attention.cc for processors that have them.
+//
+// The bytes of a block already are the lane and depth order of an AMX B operand. Exact tiles are used in place. Codes of
+// up to 4 bits become bf16 by a shift, an AND and an OR: in the top bits of the mantissa under the exponent of 2^bits they
+// read 2^bits + code, and the 2^bits leaves through the base. 8-bit codes are converted; every code is exact in bf16. A word of four codes gives
+// the pairs (0, 2) and (1, 3), so the A operand stores its depth steps in that order.
+//
+// q and the probabilities are rounded to bf16. With at most 8 rows (decode) the 16 rows of a tile hold both the rounded
+// numbers and their remainders, which makes the products as good as float32 at no cost; a prefill rounds once.
+#include <cstdint>
+
+#include "kernels/checks.h"
+#include "kernels/cpu/amx.h"
+#include "kernels/cpu/attention_scratch.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/hadamard.h"
+#include "kernels/tile_codec.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+namespace zeroc::kernels::cpu {
+namespace {
+
+constexpr int kTileRows = 16;
+constexpr int kPairTileBytes = 512;  // 16 lanes x 16 depth steps in bf16
+constexpr float kNone = -__builtin_huge_valf();
+
+constexpr int PaddedWidth(int width) { return (width + 31) / 32 * 32; }
+
+ZEROC_AMX_TARGET inline __m512i LoadTileRow(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
+
+// f32 to bf16 in the low halves, nearest even, NaN quiet.
+ZEROC_AMX_TARGET inline __m512i Round(__m512 value) {
+  const __m512i bits = _mm512_castps_si512(value);
+  const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  return _mm512_srli_epi32(_mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000)), 16);
+}
+
+ZEROC_AMX_TARGET inline __m512 FromRounded(__m512i rounded) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(rounded, 16));
+}
+
+// Depth steps 0 1 2 3 of every four as 0 2 1 3, the order of unpacked codes.
+ZEROC_AMX_TARGET inline __m512 CodeOrder(__m512 v) { return _mm512_shuffle_ps(v, v, 0xd8); }
+
+// 2^(n + f) as in simd-inl.h; e^x for x <= 0, 0 below -87.3, NaN for NaN.
+ZEROC_AMX_TARGET inline __m512 ExpOfNegative(__m512 x) {
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.0f / 720);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  // Minus infinity makes r NaN: those lanes are zero by definition.
+  const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.3f), _CMP_LT_OQ);
+  return _mm512_mask_mov_ps(_mm512_scalef_ps(p, n), tiny, _mm512_setzero_ps());
+}
+
+// ---- Codes to B tiles ----------------------------------------------------------------------------------------------
+
+// What a B tile holds beside the code.
+constexpr float CodeBias(int bits) { return bits <= 4 ? static_cast<float>(1 << bits) : 0.0f; }
+
+// Two rows of a B tile: codes (0, 2) of each word, shifted to bits 7 - kBits and up of their 16-bit half, and (1, 3).
+template <int kBits>
+ZEROC_AMX_TARGET inline void StoreSmallCodes(__m512i even, __m512i odd, std::uint8_t* to) {
+  const __m512i mask = _mm512_set1_epi32((((1 << kBits) - 1) << (7 - kBits)) * 0x10001);
+  const __m512i exponent = _mm512_set1_epi32(((127 + kBits) << 7) * 0x10001);
+  // 0xea: (a & b) | c.
+  _mm512_storeu_si512(to, _mm512_ternarylogic_epi32(even, mask, exponent, 0xea));
+  _mm512_storeu_si512(to + 64, _mm512_ternarylogic_epi32(odd, mask, exponent, 0xea));
+}
+
+ZEROC_AMX_TARGET inline void UnpackTile4(const std::uint8_t* tile, std::uint8_t* to) {
+  for (int half = 0; half < 2; ++half) {
+    const __m512i v = LoadTileRow(tile + 64 * half);
+    StoreSmallCodes<4>(_mm512_slli_epi32(v, 3), _mm512_srli_epi32(v, 5), to + 256 * half);
+    StoreSmallCodes<4>(_mm512_srli_epi32(v, 1), _mm512_srli_epi32(v, 9), to + 256 * half + 128);
+  }
+}
+
+ZEROC_AMX_TARGET inline void UnpackTile2(const std::uint8_t* tile, std::uint8_t* to) {
+  const __m512i v = LoadTileRow(tile);
+  StoreSmallCodes<2>(_mm512_slli_epi32(v, 5), _mm512_srli_epi32(v, 3), to);
+  StoreSmallCodes<2>(_mm512_slli_epi32(v, 3), _mm512_srli_epi32(v, 5), to + 128);
+  StoreSmallCodes<2>(_mm512_slli_epi32(v, 1), _mm512_srli_epi32(v, 7), to + 256);
+  StoreSmallCodes<2>(_mm512_srli_epi32(v, 1), _mm512_srli_epi32(v, 9), to + 384);
+}
+
+// The 32 bytes of 1-bit codes so that lanes 0 to 15 all find the code of depth quad s at bit 2 s of their bytes.
+ZEROC_AMX_TARGET inline __m512i SpreadBits(const std::uint8_t* bits) {
+  const __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits)));
+  return _mm512_mask_srli_epi32(both, 0xff00, both, 1);
+}
+
+ZEROC_AMX_TARGET inline void UnpackTile1(const std::uint8_t* tile, std::uint8_t* to) {
+  const __m512i v = SpreadBits(tile);
+  StoreSmallCodes<1>(_mm512_slli_epi32(v, 6), _mm512_srli_epi32(v, 2), to);
+  StoreSmallCodes<1>(_mm512_slli_epi32(v, 4), _mm512_srli_epi32(v, 4), to + 128);
+  StoreSmallCodes<1>(_mm512_slli_epi32(v, 2), _mm512_srli_epi32(v, 6), to + 256);
+  StoreSmallCodes<1>(v, _mm512_srli_epi32(v, 8), to + 384);
+}
+
+ZEROC_AMX_TARGET inline void UnpackTile3(const std::uint8_t* tile, std::uint8_t* to) {
+  const __m512i low = LoadTileRow(tile), high = SpreadBits(tile + 64);
+  const __m512i low_mask = _mm512_set1_epi8(3), high_mask = _mm512_set1_epi8(4);
+  for (int s = 0; s < 4; ++s) {
+    const __m128i shift = _mm_cvtsi32_si128(2 * s);
+    // The high bit sits at 2 s; two further left is bit 2 of a code.
+    const __m512i high_bit = _mm512_and_si512(_mm512_slli_epi32(_mm512_srl_epi32(high, shift), 2), high_mask);
+    const __m512i codes = _mm512_ternarylogic_epi32(_mm512_srl_epi32(low, shift), low_mask, high_bit, 0xea);
+    StoreSmallCodes<3>(_mm512_slli_epi32(codes, 4), _mm512_srli_epi32(codes, 4), to + 128 * s);
+  }
+}
+
+// Two codes of a word (16 bits apart) as two bf16.
+ZEROC_AMX_TARGET inline __m512i ConvertPair(__m512i word) {
+  const __m512i low = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_and_si512(word, _mm512_set1_epi32(0xff))));
+  const __m512i high =
+      _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(word, 16), _mm512_set1_epi32(0xff))));
+  return _mm512_or_si512(_mm512_srli_epi32(low, 16), high);  // integers up to 255 leave the low half empty
+}
+
+ZEROC_AMX_TARGET inline void UnpackTile8(const std::uint8_t* tile, std::uint8_t* to) {
+  for (int s = 0; s < 4; ++s) {
+    const __m512i v = LoadTileRow(tile + 64 * s);
+    _mm512_storeu_si512(to + 128 * s, ConvertPair(v));
+    _mm512_storeu_si512(to + 128 * s + 64, ConvertPair(_mm512_srli_epi32(v, 8)));
+  }
+}
+
+ZEROC_AMX_TARGET void UnpackTile(const std::uint8_t* tile, int bits, std::uint8_t* to) {
+  switch (bits) {
+    case 8:
+      return UnpackTile8(tile, to);
+    case 4:
+      return UnpackTile4(tile, to);
+    case 3:
+      return UnpackTile3(tile, to);
+    case 2:
+      return UnpackTile2(tile, to);
+    case 1:
+      return UnpackTile1(tile, to);
+    default:
+      __builtin_memcpy(to, tile, kPairTileBytes);
+  }
+}
+
+// Depth steps of a 16-bit V tile that are not in [begin, end) become zeros: rows never written may hold NaN.
+void ClearDepth(std::uint8_t* tile, int begin, int end) {
+  for (int depth = 0; depth < kTileDepth; ++depth) {
+    if (begin <= depth && depth < end) continue;
+    for (int lane = 0; lane < kTileLanes; ++lane) SetExact(tile, 16, lane, depth, 0.0f);
+  }
+}
+
+// step[t] and base[t] of 16 tokens, the base without the bias of small codes. The floats of DecodeScale.
+ZEROC_AMX_TARGET inline void DecodeScales(const std::uint8_t* scale_codes, const std::uint8_t* centers, int bits,
+                                          float* step, float* base) {
+  const __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scale_codes)));
+  const __m512 center =
+      _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(centers))));
+  const __m512 eighths = _mm512_broadcast_f32x8(_mm256_loadu_ps(kHalfOfScaleCode.data() + kScaleBias));
+  const __m512i mantissa = _mm512_castps_si512(_mm512_permutexvar_ps(code, eighths));  // by the low bits; 8 repeat
+  const __m512i octave = _mm512_sub_epi32(_mm512_srli_epi32(code, 3), _mm512_set1_epi32(kScaleBias / 8));
+  const __m512 half =
+      _mm512_maskz_mov_ps(_mm512_test_epi32_mask(code, code),
+                          _mm512_castsi512_ps(_mm512_add_epi32(mantissa, _mm512_slli_epi32(octave, 23))));
+  const __m512 steps = _mm512_mul_ps(half, _mm512_set1_ps(2.0f / static_cast<float>((1 << bits) - 1)));
+  const __m512 middle = _mm512_mul_ps(half, _mm512_mul_ps(center, _mm512_set1_ps(1.0f / kCenterSteps)));
+  const __m512 bases = _mm512_sub_ps(middle, half);
+  _mm512_storeu_ps(step, steps);
+  _mm512_storeu_ps(base, _mm512_fnmadd_ps(_mm512_set1_ps(CodeBias(bits)), steps, bases));
+}
+
+// ---- One block -----------------------------------------------------------------------------------------------------
+
+struct Side {
+  const std::uint8_t* tiles[kMaxRuns];  // B tiles, 1024 bytes per 32 depth steps
+  alignas(64) float step[kMaxRuns][kBlockTokens];
+  alignas(64) float base[kMaxRuns][kBlockTokens];
+};
+
+struct Block {
+  const KvBlockLayout* layout;
+  TokenSpan seen;   // tokens that some row sees
+  int n_groups;     // token groups of 16
+  int group_pairs;  // depth blocks of 32 tokens for V
+  Side k, v;
+};
+
+// K: [group][depth block], a zero tile behind an odd number of coordinate tiles.
+ZEROC_AMX_TARGET void PrepareKeys(const std::uint8_t* head, std::uint8_t* scratch, Block* block) {
+  const KvBlockLayout& layout = *block->layout;
+  for (int r = 0; r < layout.k.n_runs; ++r) {
+    const KvRun& run = layout.k.runs[r];
+    if (run.bits == 0) continue;
+    const std::uint8_t* codes = head + layout.k.codes_offset[r];
+    const int n_tiles = run.width / kTileDepth;
+    if (run.bits == 16 && n_tiles % 2 == 0) {
+      block->k.tiles[r] = codes;
+      continue;
+    }
+    block->k.tiles[r] = scratch;
+    for (int g = 0; g < block->n_groups; ++g) {
+      for (int i = 0; i < n_tiles; ++i, codes += TileBytes(run.bits), scratch += kPairTileBytes) {
+        UnpackTile(codes, run.bits, scratch);
+      }
+      if (n_tiles % 2 != 0) {
+        __builtin_memset(scratch, 0, kPairTileBytes);
+        scratch += kPairTileBytes;
+      }
+      if (run.bits == 16) continue;
+      const std::uint8_t* meta = head + layout.k.meta_offset[r] + 16 * g;
+      DecodeScales(meta, meta + layout.n_tokens, run.bits, block->k.step[r] + 16 * g, block->k.base[r] + 16 * g);
+    }
+  }
+}
+
+// V: [coordinate tile][group], a zero tile behind the single group of a sink block.
+ZEROC_AMX_TARGET void PrepareValues(const std::uint8_t* head, std::uint8_t* scratch, Block* block) {
+  const KvBlockLayout& layout = *block->layout;
+  const bool partial = block->seen.begin > 0 || block->seen.end < layout.n_tokens;
+  for (int r = 0; r < layout.v.n_runs; ++r) {
+    const KvRun& run = layout.v.runs[r];
+    if (run.bits == 0) continue;
+    const std::uint8_t* codes = head + layout.v.codes_offset[r];
+    if (run.bits == 16 && block->n_groups % 2 == 0 && !partial) {
+      block->v.tiles[r] = codes;
+      continue;
+    }
+    block->v.tiles[r] = scratch;
+    for (int i = 0; i < run.width / kTileLanes; ++i) {
+      for (int g = 0; g < block->n_groups; ++g, codes += TileBytes(run.bits), scratch += kPairTileBytes) {
+        UnpackTile(codes, run.bits, scratch);
+        if (run.bits == 16 && partial) ClearDepth(scratch, block->seen.begin - 16 * g, block->seen.end - 16 * g);
+      }
+      if (block->n_groups % 2 != 0) {
+        __builtin_memset(scratch, 0, kPairTileBytes);
+        scratch += kPairTileBytes;
+      }
+    }
+    for (int g = 0; g < block->n_groups && run.bits != 16; ++g) {
+      const std::uint8_t* meta = head + layout.v.meta_offset[r] + 16 * g;
+      DecodeScales(meta, meta + layout.n_tokens, run.bits, block->v.step[r] + 16 * g, block->v.base[r] + 16 * g);
+    }
+  }
+}
+
+// ---- One tile of query rows ----------------------------------------------------------------------------------------
+
+// What one call keeps over its blocks. Tile row i of row tile T is query row 16 T + i, or, when split (one row tile of
+// n <= 8 rows), row i for i < 8 and the remainders of row i - 8 above.
+struct Call {
+  const AttentionArgs* args;
+  const KvSegment* segment;
+  AttentionScratch scratch;
+  bool split;
+  int q_stride;  // bf16 elements per row of the A operand of q
+  int q_column[kMaxRuns];
+};
+
+ZEROC_AMX_TARGET inline __m512 RowSum(const float* row, int n) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int i = 0; i < n; i += 16) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + i));
+  return sum;
+}
+
+// 16 values as bf16 into row `row` of an A operand, with their remainders 8 rows below when split.
+ZEROC_AMX_TARGET inline __m512 StoreOperand(__m512 value, bool split, int row, std::int64_t stride, Bf16* to) {
+  const __m512i high = Round(value);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + row * stride), _mm512_cvtepi32_epi16(high));
+  if (!split) return FromRounded(high);
+  const __m512i low = Round(_mm512_sub_ps(value, FromRounded(high)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (row + 8) * stride), _mm512_cvtepi32_epi16(low));
+  return _mm512_add_ps(FromRounded(high), FromRounded(low));
+}
+
+// q of every row as A operands: runs of the segment padded to 32, codes' order where the run is quantised; and the sums
+// over each run of what the tiles really hold.
+ZEROC_AMX_TARGET void PrepareQueries(Call* call) {
+  const AttentionArgs& args = *call->args;
+  const KvSideLayout& k = call->segment->layout->k;
+  call->q_stride = 0;
+  for (int r = 0; r < k.n_runs; ++r) {
+    call->q_column[r] = call->q_stride;
+    if (k.runs[r].bits != 0) call->q_stride += PaddedWidth(k.runs[r].width);
+  }
+  auto* out = call->scratch.queries;
+  const std::size_t rows = static_cast<std::size_t>((args.n_rows + 15) / 16 * 16);
+  __builtin_memset(out, 0, rows * static_cast<std::size_t>(call->q_stride) * sizeof(Bf16));
+  for (int row = 0; row < args.n_rows; ++row) {
+    const float* q = args.q + std::int64_t{row} * args.head_dim;
+    for (int r = 0; r < k.n_runs; ++r) {
+      if (k.runs[r].bits == 0) continue;
+      __m512 sum = _mm512_setzero_ps();
+      for (int i = 0; i < k.runs[r].width; i += 16) {
+        __m512 value = _mm512_loadu_ps(q + k.first_coord[r] + i);
+        if (k.runs[r].bits != 16) value = CodeOrder(value);
+        sum = _mm512_add_ps(sum, StoreOperand(value, call->split, row, call->q_stride, out + call->q_column[r] + i));
+      }
+      call->scratch.q_sums[row * kMaxRuns + r] = _mm512_reduce_add_ps(sum);
+    }
+  }
+}
+
+// products[16][64] = q of one row tile and run by the block's keys.
+ZEROC_AMX_TARGET inline void MultiplyKeys(const Block& block, int run, const Bf16* q, std::int64_t q_stride,
+                                          float* products) {
+  const int steps = PaddedWidth(block.layout->k.runs[run].width) / 32;
+  const std::uint8_t* tiles = block.k.tiles[run];
+  const std::int64_t group_bytes = std::int64_t{1024} * steps;
+  asm volatile("" : : : "memory");
+  _tile_zero(0);
+  if (block.n_groups == 1) {
+    for (int s = 0; s < steps; ++s) {
+      _tile_loadd(4, q + 32 * s, 2 * q_stride);
+      _tile_loadd(6, tiles + 1024 * s, 64);
+      _tile_dpbf16ps(0, 4, 6);
+    }
+    _tile_stored(0, products, 256);
+  } else {
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int s = 0; s < steps; ++s) {
+      _tile_loadd(4, q + 32 * s, 2 * q_stride);
+      _tile_loadd(6, tiles + 1024 * s, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, tiles + group_bytes + 1024 * s, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(6, tiles + 2 * group_bytes + 1024 * s, 64);
+      _tile_dpbf16ps(2, 4, 6);
+      _tile_loadd(7, tiles + 3 * group_bytes + 1024 * s, 64);
+      _tile_dpbf16ps(3, 4, 7);
+    }
+    _tile_stored(0, products, 256);
+    _tile_stored(1, products + 16, 256);
+    _tile_stored(2, products + 32, 256);
+    _tile_stored(3, products + 48, 256);
+  }
+  asm volatile("" : : : "memory");
+}
+
+// scores[rows][64] of the row tile that starts at `row`.
+ZEROC_AMX_TARGET void Scores(const Call& call, const Block& block, int row, int rows, float* scores) {
+  const KvSideLayout& k = block.layout->k;
+  alignas(64) float products[kTileRows * kBlockTokens];
+  bool is_first = true;
+  for (int r = 0; r < k.n_runs; ++r) {
+    if (k.runs[r].bits == 0) continue;
+    const Bf16* q = call.scratch.queries + std::int64_t{row} * call.q_stride + call.q_column[r];
+    MultiplyKeys(block, r, q, call.q_stride, products);
+    for (int i = 0; i < rows; ++i) {
+      const __m512 q_sum = _mm512_set1_ps(call.scratch.q_sums[(row + i) * kMaxRuns + r]);
+      for (int t = 0; t < 16 * block.n_groups; t += 16) {
+        __m512 sum = _mm512_load_ps(products + 64 * i + t);
+        if (call.split) sum = _mm512_add_ps(sum, _mm512_load_ps(products + 64 * (i + 8) + t));
+        if (k.runs[r].bits != 16) {
+          const __m512 base = _mm512_mul_ps(q_sum, _mm512_load_ps(block.k.base[r] + t));
+          sum = _mm512_fmadd_ps(sum, _mm512_load_ps(block.k.step[r] + t), base);
+        }
+        if (!is_first) sum = _mm512_add_ps(sum, _mm512_load_ps(scores + 64 * i + t));
+        _mm512_store_ps(scores + 64 * i + t, sum);
+      }
+    }
+    is_first = false;
+  }
+  if (is_first) __builtin_memset(scores, 0, sizeof(float) * static_cast<std::size_t>(64 * rows));
+}
+
+// Scores to probabilities in place; returns the factor for the row's earlier sums.
+ZEROC_AMX_TARGET float SoftmaxRow(const Block& block, TokenSpan seen, float* scores, float* row_max, float* row_sum) {
+  const int n = 16 * block.n_groups;
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512 none = _mm512_set1_ps(kNone);
+  __m512 top = none;
+  if (seen.begin > 0 || seen.end < n) {
+    for (int t = 0; t < n; t += 16) {
+      const __m512i index = _mm512_add_epi32(lanes, _mm512_set1_epi32(t));
+      const __mmask16 is_seen = _mm512_cmpge_epi32_mask(index, _mm512_set1_epi32(seen.begin)) &
+                                _mm512_cmplt_epi32_mask(index, _mm512_set1_epi32(seen.end));
+      _mm512_store_ps(scores + t, _mm512_mask_mov_ps(none, is_seen, _mm512_load_ps(scores + t)));
+    }
+  }
+  for (int t = 0; t < n; t += 16) top = _mm512_max_ps(top, _mm512_load_ps(scores + t));
+  const float block_max = _mm512_reduce_max_ps(top);
+  const float before = *row_max;
+  const float now = block_max > before ? block_max : before;
+  float factor = 1.0f;
+  if (before == kNone) {
+    factor = 0.0f;
+  } else if (now != before) {
+    factor = _mm512_cvtss_f32(ExpOfNegative(_mm512_set1_ps(before - now)));
+  }
+  __m512 sum = _mm512_setzero_ps();
+  for (int t = 0; t < n; t += 16) {
+    const __m512 p = ExpOfNegative(_mm512_sub_ps(_mm512_load_ps(scores + t), _mm512_set1_ps(now)));
+    _mm512_store_ps(scores + t, p);
+    sum = _mm512_add_ps(sum, p);
+  }
+  *row_max = now;
+  *row_sum = *row_sum * factor + _mm512_reduce_add_ps(sum);
+  return factor;
+}
+
+ZEROC_AMX_TARGET void ScaleRow(float* row, int n, float factor) {
+  for (int i = 0; i < n; i += 16) {
+    _mm512_storeu_ps(row + i, _mm512_mul_ps(_mm512_set1_ps(factor), _mm512_loadu_ps(row + i)));
+  }
+}
+
+// sums[16][head_dim] of one run += probabilities [16][64] by the block's values.
+ZEROC_AMX_TARGET inline void MultiplyValues(const Block& block, int run, const Bf16* p, float* sums, std::int64_t dim) {
+  asm volatile("" : : : "memory");
+  const std::int64_t stride = 4 * dim;
+  const std::uint8_t* tiles = block.v.tiles[run];
+  const int n_tiles = block.layout->v.runs[run].width / kTileLanes;
+  _tile_loadd(4, p, 128);
+  if (block.group_pairs == 1) {
+    for (int i = 0; i < n_tiles; ++i, tiles += 1024) {
+      _tile_loadd(0, sums + 16 * i, stride);
+      _tile_loadd(6, tiles, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_stored(0, sums + 16 * i, stride);
+    }
+  } else {
+    _tile_loadd(5, p + 32, 128);
+    int i = 0;
+    for (; i + 2 <= n_tiles; i += 2, tiles += 4096) {
+      _tile_loadd(0, sums + 16 * i, stride);
+      _tile_loadd(6, tiles, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(1, sums + 16 * i + 16, stride);
+      _tile_loadd(7, tiles + 2048, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(6, tiles + 1024, 64);
+      _tile_dpbf16ps(0, 5, 6);
+      _tile_loadd(7, tiles + 3072, 64);
+      _tile_dpbf16ps(1, 5, 7);
+      _tile_stored(0, sums + 16 * i, stride);
+      _tile_stored(1, sums + 16 * i + 16, stride);
+    }
+    for (; i < n_tiles; ++i, tiles += 2048) {
+      _tile_loadd(0, sums + 16 * i, stride);
+      _tile_loadd(6, tiles, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, tiles + 1024, 64);
+      _tile_dpbf16ps(0, 5, 7);
+      _tile_stored(0, sums + 16 * i, stride);
+    }
+  }
+  asm volatile("" : : : "memory");
+}
+
+// The segment's sums of the row tile at `row` += probabilities * V.
+ZEROC_AMX_TARGET void AddValues(const Call& call, const Block& block, int row, int rows, const float* p) {
+  const KvSideLayout& v = block.layout->v;
+  const std::int64_t dim = call.args->head_dim;
+  alignas(64) Bf16 operand[kTileRows * kBlockTokens];
+  // Rows and tokens beyond the last must be finite: their products land in rows nobody reads.
+  if (rows < (call.split ? 8 : kTileRows) || block.n_groups == 1) __builtin_memset(operand, 0, sizeof(operand));
+  for (int r = 0; r < v.n_runs; ++r) {
+    if (v.runs[r].bits == 0) continue;
+    const __m512 middle = _mm512_set1_ps(CodeBias(v.runs[r].bits) + static_cast<float>(1 << (v.runs[r].bits - 1)));
+    for (int i = 0; i < rows; ++i) {
+      __m512 bases = _mm512_setzero_ps();
+      for (int t = 0; t < 16 * block.n_groups; t += 16) {
+        __m512 weight = _mm512_load_ps(p + 64 * i + t);
+        if (v.runs[r].bits == 16) {
+          StoreOperand(weight, call.split, i, kBlockTokens, operand + t);
+          continue;
+        }
+        const __m512 step = _mm512_load_ps(block.v.step[r] + t);
+        const __m512 scaled = _mm512_mul_ps(weight, step);
+        const __m512 held = StoreOperand(CodeOrder(scaled), call.split, i, kBlockTokens, operand + t);
+        // A weight's rounding is multiplied by what the tile holds; taking it off times the tile's middle leaves the
+        // rounding times (code - middle), as if codes were signed.
+        bases = _mm512_fmadd_ps(weight, _mm512_load_ps(block.v.base[r] + t), bases);
+        bases = _mm512_fnmadd_ps(middle, _mm512_sub_ps(held, CodeOrder(scaled)), bases);
+      }
+      if (v.runs[r].bits != 16) call.scratch.v_bases[(row + i) * kMaxRuns + r] += _mm512_reduce_add_ps(bases);
+    }
+    MultiplyValues(block, r, operand, call.scratch.rotated + row * dim + v.first_coord[r], dim);
+  }
+}
+
+void AttendRowTile(const Call& call, const Block& block, int first_token, int row, int first_row) {
+  const AttentionArgs& args = *call.args;
+  const std::int64_t dim = args.head_dim;
+  const int rows = args.n_rows - row < kTileRows ? args.n_rows - row : kTileRows;
+  alignas(64) float scores[kTileRows * kBlockTokens];
+  Scores(call, block, row, rows, scores);
+  for (int i = 0; i < rows; ++i) {
+    float* p = scores + 64 * i;
+    if (row + i < first_row) {  // sees nothing of this block
+      __builtin_memset(p, 0, sizeof(float) * kBlockTokens);
+      continue;
+    }
+    const TokenSpan span = RowSpan(args, *call.segment, row + i);
+    const TokenSpan seen = {span.begin - first_token, span.end - first_token};
+    const float factor = SoftmaxRow(block, seen, p, args.row_max + row + i, args.row_sum + row + i);
+    if (factor == 1.0f) continue;
+    ScaleRow(args.out + (row + i) * dim, args.head_dim, factor);
+    ScaleRow(call.scratch.rotated + (row + i) * dim, args.head_dim, factor);
+    if (call.split) ScaleRow(call.scratch.rotated + (row + i + 8) * dim, args.head_dim, factor);
+    for (int r = 0; r < kMaxRuns; ++r) call.scratch.v_bases[(row + i) * kMaxRuns + r] *= factor;
+  }
+  AddValues(call, block, row, rows, scores);
+}
+
+void AttendBlock(const Call& call, int index, TokenSpan span) {
+  const AttentionArgs& args = *call.args;
+  const KvBlockLayout& layout = *call.segment->layout;
+  const int first_token = index * layout.n_tokens;
+  Block block;
+  block.layout = &layout;
+  block.seen.begin = span.begin > first_token ? span.begin - first_token : 0;
+  block.seen.end = span.end - first_token < layout.n_tokens ? span.end - first_token : layout.n_tokens;
+  block.n_groups = layout.n_tokens / kTileLanes;
+  block.group_pairs = (block.n_groups + 1) / 2;
+  const std::uint8_t* head = call.segment->blocks[index] + std::int64_t{args.kv_head} * layout.head_bytes;
+  PrepareKeys(head, call.scratch.k_codes, &block);
+  PrepareValues(head, call.scratch.v_codes, &block);
+  const std::int64_t first_pos = std::int64_t{call.segment->first_pos} + first_token + block.seen.begin;
+  const std::int64_t first_row = first_pos > args.first_query_pos ? (first_pos - args.first_query_pos) * args.group : 0;
+  for (std::int64_t row = first_row / kTileRows * kTileRows; row < args.n_rows; row += kTileRows) {
+    AttendRowTile(call, block, first_token, static_cast<int>(row), static_cast<int>(first_row));
+  }
+}
+
+// Remainders, bases and the inverse rotation of V, once per row.
+void EndSegment(const Call& call) {
+  const AttentionArgs& args = *call.args;
+  const KvBlockLayout& layout = *call.segment->layout;
+  const std::int64_t dim = args.head_dim;
+  for (int row = 0; row < args.n_rows; ++row) {
+    float* sums = call.scratch.rotated + row * dim;
+    float* out = args.out + row * dim;
+    for (int i = 0; call.split && i < args.head_dim; ++i) sums[i] += sums[8 * dim + i];
+    for (int r = 0; r < layout.v.n_runs; ++r) {
+      const KvRun& run = layout.v.runs[r];
+      float* part = sums + layout.v.first_coord[r];
+      if (IsQuantised(run.bits)) {
+        for (int i = 0; i < run.width; ++i) part[i] += call.scratch.v_bases[row * kMaxRuns + r];
+        if (layout.rotate_v) HadamardRun(part, run.width);
+      }
+    }
+    for (int i = 0; i < args.head_dim; ++i) out[i] += sums[i];
+  }
+}
+
+bool HasFloatRuns(const KvBlockLayout& layout) {
+  for (int r = 0; r < layout.k.n_runs; ++r) {
+    if (layout.k.runs[r].bits == 32) return true;
+  }
+  for (int r = 0; r < layout.v.n_runs; ++r) {
+    if (layout.v.runs[r].bits == 32) return true;
+  }
+  return false;
+}
+
+void AttendSegment(const AttentionArgs& args, const KvSegment& segment) {
+  const TokenSpan span = RowSpan(args, segment, args.n_rows - 1);  // the last row sees most
+  if (span.begin >= span.end) return;
+  Call call = {&args, &segment, AttentionScratch(args.scratch, args.n_rows, args.head_dim), args.n_rows <= 8, 0, {}};
+  PrepareQueries(&call);
+  const std::size_t rows = static_cast<std::size_t>((args.n_rows + 15) / 16 * 16);
+  __builtin_memset(call.scratch.rotated, 0, rows * static_cast<std::size_t>(args.head_dim) * sizeof(float));
+  __builtin_memset(call.scratch.v_bases, 0, rows * kMaxRuns * sizeof(float));
+  const int n_tokens = segment.layout->n_tokens;
+  for (int b = span.begin / n_tokens; b * n_tokens < span.end; ++b) AttendBlock(call, b, span);
+  EndSegment(call);
+}
+
+}  // namespace
+
+bool AttentionAmx(const AttentionArgs& args) {
+  if (!AmxReady()) return false;
+  for (int i = 0; i < args.n_segments; ++i) {
+    if (HasFloatRuns(*args.segments[i].layout)) return false;
+  }
+  for (int r = 0; r < args.n_rows; ++r) {
+    args.row_max[r] = kNone;
+    args.row_sum[r] = 0.0f;
+  }
+  __builtin_memset(args.out, 0, sizeof(float) * static_cast<std::size_t>(args.n_rows * args.head_dim));
+  ConfigureTiles(kTileRows);
+  for (int i = 0; i < args.n_segments; ++i) AttendSegment(args, args.segments[i]);
+  ReleaseTiles();
+  return true;
+}
+
+}  // namespace zeroc::kernels::cpu
+
+#else
+
+namespace zeroc::kernels::cpu {
+bool AttentionAmx(const AttentionArgs&) { return false; }
+}  // namespace zeroc::kernels::cpu
+
+#endif
