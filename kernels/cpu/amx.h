@@ -8,7 +8,7 @@
 
 namespace zeroc::kernels::cpu {
 
-// True if the processor has AMX-BF16 and AVX-512 (F, BW, VL, DQ) and the kernel granted the tile state to this process.
+// True if the processor has AMX-BF16 and AVX-512 (F, BW, VL, DQ, BF16) and the kernel granted the tile state to this process.
 // Asks once, on the first call; threads inherit the answer. Any thread.
 bool AmxReady();
 
@@ -16,7 +16,7 @@ bool AmxReady();
 void AllowAmx(bool allowed);
 
 #if defined(__x86_64__)
-#define ZEROC_AMX_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,amx-tile,amx-bf16")))
+#define ZEROC_AMX_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")))
 
 // The operand of LDTILECFG (Intel SDM vol. 2, palette 1).
 struct alignas(64) TileConfig {

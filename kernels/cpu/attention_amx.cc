@@ -30,37 +30,30 @@ constexpr int PaddedWidth(int width) { return (width + 31) / 32 * 32; }
 
 ZEROC_AMX_TARGET inline __m512i LoadTileRow(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
 
-// f32 to bf16 in the low halves, nearest even, NaN quiet.
-ZEROC_AMX_TARGET inline __m512i Round(__m512 value) {
-  const __m512i bits = _mm512_castps_si512(value);
-  const __m512i even = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(even, _mm512_set1_epi32(0x7fff)));
-  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-  return _mm512_srli_epi32(_mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000)), 16);
-}
+// 16 f32 as bf16: nearest even, NaN quiet, denormals flushed (their products are far below the sums' rounding).
+ZEROC_AMX_TARGET inline __m256i Round(__m512 value) { return (__m256i)_mm512_cvtneps_pbh(value); }
 
-ZEROC_AMX_TARGET inline __m512 FromRounded(__m512i rounded) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(rounded, 16));
+ZEROC_AMX_TARGET inline __m512 FromRounded(__m256i rounded) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
 }
 
 // Depth steps 0 1 2 3 of every four as 0 2 1 3, the order of unpacked codes.
 ZEROC_AMX_TARGET inline __m512 CodeOrder(__m512 v) { return _mm512_shuffle_ps(v, v, 0xd8); }
 
-// 2^(n + f) as in simd-inl.h; e^x for x <= 0, 0 below -87.3, NaN for NaN.
+// e^x for x <= 0 as 2^n 2^f: f in [-0.5, 0.5] by one fused step from x, 2^f by a polynomial (relative error 3e-7 with
+// the rounding of log2 e at |x| < 10), 2^n by the scaling instruction, which makes 0 of minus infinity and keeps NaN.
 ZEROC_AMX_TARGET inline __m512 ExpOfNegative(__m512 x) {
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.0f / 720);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-  // Minus infinity makes r NaN: those lanes are zero by definition.
-  const __mmask16 tiny = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.3f), _CMP_LT_OQ);
-  return _mm512_mask_mov_ps(_mm512_scalef_ps(p, n), tiny, _mm512_setzero_ps());
+  const __m512 log2_e = _mm512_set1_ps(1.44269504f);
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, log2_e), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 f = _mm512_fmsub_ps(x, log2_e, n);
+  __m512 p = _mm512_set1_ps(1.54035304e-4f);  // (ln 2)^i / i!
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.33335581e-3f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.61812911e-3f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.55041087e-2f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.40226507e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.93147181e-1f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, n);
 }
 
 // ---- Codes to B tiles ----------------------------------------------------------------------------------------------
@@ -161,9 +154,10 @@ void ClearDepth(std::uint8_t* tile, int begin, int end) {
   }
 }
 
-// step[t] and base[t] of 16 tokens, the base without the bias of small codes. The floats of DecodeScale.
+// step and base of 16 tokens, the base without the bias of small codes. The floats of DecodeScale. In code order for V,
+// whose depth the tokens are.
 ZEROC_AMX_TARGET inline void DecodeScales(const std::uint8_t* scale_codes, const std::uint8_t* centers, int bits,
-                                          float* step, float* base) {
+                                          bool code_order, float* step, float* base) {
   const __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scale_codes)));
   const __m512 center =
       _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(centers))));
@@ -175,9 +169,9 @@ ZEROC_AMX_TARGET inline void DecodeScales(const std::uint8_t* scale_codes, const
                           _mm512_castsi512_ps(_mm512_add_epi32(mantissa, _mm512_slli_epi32(octave, 23))));
   const __m512 steps = _mm512_mul_ps(half, _mm512_set1_ps(2.0f / static_cast<float>((1 << bits) - 1)));
   const __m512 middle = _mm512_mul_ps(half, _mm512_mul_ps(center, _mm512_set1_ps(1.0f / kCenterSteps)));
-  const __m512 bases = _mm512_sub_ps(middle, half);
-  _mm512_storeu_ps(step, steps);
-  _mm512_storeu_ps(base, _mm512_fnmadd_ps(_mm512_set1_ps(CodeBias(bits)), steps, bases));
+  const __m512 bases = _mm512_fnmadd_ps(_mm512_set1_ps(CodeBias(bits)), steps, _mm512_sub_ps(middle, half));
+  _mm512_storeu_ps(step, code_order ? CodeOrder(steps) : steps);
+  _mm512_storeu_ps(base, code_order ? CodeOrder(bases) : bases);
 }
 
 // ---- One block -----------------------------------------------------------------------------------------------------
@@ -219,7 +213,7 @@ ZEROC_AMX_TARGET void PrepareKeys(const std::uint8_t* head, std::uint8_t* scratc
       }
       if (run.bits == 16) continue;
       const std::uint8_t* meta = head + layout.k.meta_offset[r] + 16 * g;
-      DecodeScales(meta, meta + layout.n_tokens, run.bits, block->k.step[r] + 16 * g, block->k.base[r] + 16 * g);
+      DecodeScales(meta, meta + layout.n_tokens, run.bits, false, block->k.step[r] + 16 * g, block->k.base[r] + 16 * g);
     }
   }
 }
@@ -249,7 +243,7 @@ ZEROC_AMX_TARGET void PrepareValues(const std::uint8_t* head, std::uint8_t* scra
     }
     for (int g = 0; g < block->n_groups && run.bits != 16; ++g) {
       const std::uint8_t* meta = head + layout.v.meta_offset[r] + 16 * g;
-      DecodeScales(meta, meta + layout.n_tokens, run.bits, block->v.step[r] + 16 * g, block->v.base[r] + 16 * g);
+      DecodeScales(meta, meta + layout.n_tokens, run.bits, true, block->v.step[r] + 16 * g, block->v.base[r] + 16 * g);
     }
   }
 }
@@ -275,11 +269,11 @@ ZEROC_AMX_TARGET inline __m512 RowSum(const float* row, int n) {
 
 // 16 values as bf16 into row `row` of an A operand, with their remainders 8 rows below when split.
 ZEROC_AMX_TARGET inline __m512 StoreOperand(__m512 value, bool split, int row, std::int64_t stride, Bf16* to) {
-  const __m512i high = Round(value);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + row * stride), _mm512_cvtepi32_epi16(high));
+  const __m256i high = Round(value);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + row * stride), high);
   if (!split) return FromRounded(high);
-  const __m512i low = Round(_mm512_sub_ps(value, FromRounded(high)));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (row + 8) * stride), _mm512_cvtepi32_epi16(low));
+  const __m256i low = Round(_mm512_sub_ps(value, FromRounded(high)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + (row + 8) * stride), low);
   return _mm512_add_ps(FromRounded(high), FromRounded(low));
 }
 
@@ -478,13 +472,13 @@ ZEROC_AMX_TARGET void AddValues(const Call& call, const Block& block, int row, i
           StoreOperand(weight, call.split, i, kBlockTokens, operand + t);
           continue;
         }
-        const __m512 step = _mm512_load_ps(block.v.step[r] + t);
-        const __m512 scaled = _mm512_mul_ps(weight, step);
-        const __m512 held = StoreOperand(CodeOrder(scaled), call.split, i, kBlockTokens, operand + t);
+        weight = CodeOrder(weight);
+        const __m512 scaled = _mm512_mul_ps(weight, _mm512_load_ps(block.v.step[r] + t));
+        const __m512 held = StoreOperand(scaled, call.split, i, kBlockTokens, operand + t);
         // A weight's rounding is multiplied by what the tile holds; taking it off times the tile's middle leaves the
         // rounding times (code - middle), as if codes were signed.
         bases = _mm512_fmadd_ps(weight, _mm512_load_ps(block.v.base[r] + t), bases);
-        bases = _mm512_fnmadd_ps(middle, _mm512_sub_ps(held, CodeOrder(scaled)), bases);
+        bases = _mm512_fnmadd_ps(middle, _mm512_sub_ps(held, scaled), bases);
       }
       if (v.runs[r].bits != 16) call.scratch.v_bases[(row + i) * kMaxRuns + r] += _mm512_reduce_add_ps(bases);
     }
