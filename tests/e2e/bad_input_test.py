@@ -126,7 +126,8 @@ class StartTest(unittest.TestCase):
                 self.assertIn("config.yaml", log)
 
     def test_unknown_flag(self):
-        for program, *command in (["zeroc-router"], ["zeroc-prefill"], ["zeroc-decode"], ["zeroc", "plan"]):
+        for program, *command in (["zeroc-router"], ["zeroc-prefill"], ["zeroc-decode"],
+                                  ["zeroc", "plan", "zeroc.plan"]):
             with self.subTest(program=program):
                 code, log = self.run_program(program, *command, "--no-such-flag")
                 self.assertEqual(code, 2, log)

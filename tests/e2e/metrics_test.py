@@ -74,6 +74,7 @@ class MetricsTest(ClusterTest):
         self.assertGreaterEqual(raw, n_tokens * 2048, "4 layers x 2 KV heads x 64 x 2 sides x 2 bytes, by token")
         self.assertGreater(packed, 0)
         self.assertLess(packed, raw)
+        self.assertGreater(wire, 0)
         self.assertLess(wire, raw)
 
     def test_nothing_failed(self):
