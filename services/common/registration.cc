@@ -114,15 +114,12 @@ Status Registration::Impl::RunStream(v1::Registry::Stub& stub) {
   Stream stream(*this, stub);
   MutexLock lock(mu);
   const Clock::time_point accept_by = Clock::now() + kAcceptTimeout;
-  Clock::time_point next = Clock::now();
+  Clock::time_point last_sent{};  // long ago: the first heartbeat goes out at once
   Status refused;
   while (!stopping && !stream.broken()) {
     const v1::RouterDirective& directive = stream.directive();
     const bool answered = directive.accepted() || !directive.message().empty();
-    if (answered && !directive.accepted()) {
-      refused = FailedPrecondition("the router refuses this worker: " + directive.message());
-      break;
-    }
+    if (answered && !directive.accepted()) break;
     if (directive.accepted() && !registered) {
       registered = true;
       last_error = OkStatus();
@@ -132,18 +129,25 @@ Status Registration::Impl::RunStream(v1::Registry::Stub& stub) {
       refused = DeadlineExceeded("the router does not answer");
       break;
     }
+    // The interval is the directive's as soon as there is one, also for the heartbeat that is already being waited for.
+    const std::int64_t told = directive.heartbeat_ms();
+    const std::int64_t interval_ms = told > 0 ? std::clamp<std::int64_t>(told, 10, 60'000) : options.heartbeat_ms;
+    const Clock::time_point next = last_sent + std::chrono::milliseconds(interval_ms);
     if (!stream.writing() && (send_now || Clock::now() >= next)) {
-      const std::int64_t told = directive.heartbeat_ms();
-      const std::int64_t interval_ms = told > 0 ? std::clamp<std::int64_t>(told, 10, 60'000) : options.heartbeat_ms;
-      next = Clock::now() + std::chrono::milliseconds(interval_ms);
+      last_sent = Clock::now();
       send_now = false;
       stream.Send();
+      continue;
     }
     wake.WaitUntil(mu, stream.writing() ? Clock::now() + std::chrono::seconds(1) : next);
   }
   registered = false;
   const Status ended = stream.End();
   if (!refused.ok()) return refused;
+  // Asked after the end: the refusal and the end of the stream may have come together.
+  if (const std::string& why = stream.directive().message(); !stream.directive().accepted() && !why.empty()) {
+    return FailedPrecondition("the router refuses this worker: " + why);
+  }
   return ended.ok() ? Unavailable("the router ended the stream") : ended;
 }
 

@@ -9,6 +9,7 @@
 #include <random>
 #include <thread>
 
+#include "libzeroc/base/check.h"
 #include "libzeroc/comm/loopback_transport.h"
 #include "libzeroc/comm/ucx/ucx_transport.h"
 #include "libzeroc/engine/local_generator.h"
@@ -34,10 +35,13 @@ std::string WireName(Wire wire) {
 }
 
 // Opened once: the two workers of every test, and the single process that they are held against.
+std::unique_ptr<WorkerModel> OpenModel() {
+  Result<std::unique_ptr<WorkerModel>> model = WorkerModel::Open(kModelDir, "", 1);
+  ZEROC_CHECK(model.ok(), model.status().ToString());
+  return std::move(*model);
+}
 struct Models {
-  std::unique_ptr<WorkerModel> decode = WorkerModel::Open(kModelDir, "", 1).value();
-  std::unique_ptr<WorkerModel> prefill = WorkerModel::Open(kModelDir, "", 1).value();
-  std::unique_ptr<WorkerModel> alone = WorkerModel::Open(kModelDir, "", 1).value();
+  std::unique_ptr<WorkerModel> decode = OpenModel(), prefill = OpenModel(), alone = OpenModel();
 };
 Models& TheModels() {
   static Models models;
@@ -338,15 +342,18 @@ TEST_P(WorkerPairTest, ALostPeerEndsBothSidesAndTheNextRequestConnectsAnew) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Wires, WorkerPairTest, ::testing::Values(Wire::kLoopbackAm, Wire::kLoopbackPut, Wire::kUcxTcp),
-                         [](const auto& info) { return WireName(info.param); });
+                         [](const ::testing::TestParamInfo<Wire>& test) { return WireName(test.param); });
 
 TEST(WorkerPairLimitsTest, ReserveRefusesWhatItCannotServe) {
+  std::printf("fp %s plan %s\n", TheModels().decode->fingerprint().c_str(), TheModels().decode->plan_id().c_str());
   Cluster cluster(Wire::kLoopbackAm, 30'000, 8 << 20);
   v1::Lease lease;
   const auto code = [&](const std::function<void(v1::ReserveRequest&)>& change) {
     v1::ReserveRequest request = cluster.ReserveFor(64, 8, "bf16");
     change(request);
-    return cluster.Reserve(request, &lease).error_code();
+    const grpc::Status status = cluster.Reserve(request, &lease);
+    std::printf("%s\n", status.error_message().c_str());
+    return status.error_code();
   };
   EXPECT_EQ(code([](auto& r) { r.set_model_fingerprint("other"); }), grpc::StatusCode::FAILED_PRECONDITION);
   EXPECT_EQ(code([](auto& r) { r.set_plan_id("other"); }), grpc::StatusCode::FAILED_PRECONDITION);

@@ -68,13 +68,13 @@ Status Serve(const RouterOptions& options, ShutdownSignal& signal) {
 
   std::unique_ptr<GrpcServer> grpc_server;
   ZEROC_ASSIGN_OR_RETURN(grpc_server,
-                         GrpcServer::Start(options.grpc_address, grpc_limits, {inference.get(), registry->service()}));
+                         GrpcServer::Start(options.grpc_listen, grpc_limits, {inference.get(), registry->service()}));
   std::vector<HttpServer::Route> routes = ApiRoutes(router);
   for (HttpServer::Route& route : StandardRoutes(metrics, [&] { return router.Ready(); })) {
     routes.push_back(std::move(route));
   }
   std::unique_ptr<HttpServer> http_server;
-  ZEROC_ASSIGN_OR_RETURN(http_server, HttpServer::Start(options.http_address, MakeHttpLimits(options),
+  ZEROC_ASSIGN_OR_RETURN(http_server, HttpServer::Start(options.http_listen, MakeHttpLimits(options),
                                                         std::move(routes), FormatHttpError));
   grpc_server->SetServing(true);
   LogInfo("listening grpc_port=" + std::to_string(grpc_server->port()) +

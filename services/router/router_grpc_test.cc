@@ -230,7 +230,7 @@ class RouterGrpcTest : public testing::Test {
   WorkerPool pool_{"model", "plan", milliseconds(500)};
   FlowContext context_{model_, pool_, metrics_, timers_, MakeConfig()};
   Router router_{context_, 8};
-  std::unique_ptr<grpc::Service> inference_ = MakeInferenceService(router_, 1 << 20);
+  std::unique_ptr<grpc::Service> inference_ = MakeInferenceService(router_, 64 << 10);
   std::unique_ptr<RegistryService> registry_ = MakeRegistryService(
       MakeRegistryConfig(), pool_, [](const std::string& a) { return DialWorker(a, {}); }, metrics_, timers_);
   std::unique_ptr<GrpcServer> decode_server_, prefill_server_, grpc_;

@@ -8,8 +8,8 @@ OptionSet RouterOptionSet(RouterOptions* o) {
   set.AddString("plan", &o->plan, {"", "Plan file; empty takes zeroc.plan in the model's directory."});
   set.AddString("served_model_name", &o->served_model_name,
                 {"", "What clients call the model; empty takes the directory's name."});
-  set.AddString("grpc_address", &o->grpc_address, {"host:port", "Where gRPC listens, for clients and workers."});
-  set.AddString("http_address", &o->http_address, {"host:port", "Where HTTP listens."});
+  set.AddString("grpc_listen", &o->grpc_listen, {"host:port", "Where gRPC listens, for clients and workers."});
+  set.AddString("http_listen", &o->http_listen, {"host:port", "Where HTTP listens."});
   set.AddString("log_level", &o->log_level, {"", "debug, info, warning or error."});
 
   set.AddDouble("default_max_ppl_increase", &o->default_max_ppl_increase, 0, 1000,

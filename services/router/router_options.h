@@ -12,8 +12,8 @@ struct RouterOptions {
   std::string model;
   std::string plan;
   std::string served_model_name;
-  std::string grpc_address = "127.0.0.1:9000";
-  std::string http_address = "127.0.0.1:8000";
+  std::string grpc_listen = "127.0.0.1:9000";
+  std::string http_listen = "127.0.0.1:8000";
   std::string log_level = "info";
 
   double default_max_ppl_increase = 0.1;
