@@ -1,4 +1,8 @@
 // zeroc: the command-line tool.
 #include "tools/zeroc/command.h"
+#include "tools/zeroc/request_command.h"
 
-int main(int argc, char** argv) { return zeroc::RunCli(argc, argv); }
+int main(int argc, char** argv) {
+  constexpr zeroc::AddCommandFn kOfTheCluster[] = {zeroc::AddRequestCommand};
+  return zeroc::RunCli(argc, argv, kOfTheCluster);
+}
