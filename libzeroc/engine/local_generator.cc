@@ -4,7 +4,7 @@
 #include <string>
 
 #include "libzeroc/base/check.h"
-#include "libzeroc/engine/local_cache.h"
+#include "libzeroc/kv/owned_pool.h"
 
 namespace zeroc {
 namespace {
@@ -44,9 +44,11 @@ Result<Completion> GenerateLocally(LlamaModel& model, std::shared_ptr<const KvFo
   const int n_prompt = static_cast<int>(prompt.size());
   chunk_tokens = std::min(chunk_tokens, n_prompt);
   // The last drawn token is never fed back, so it needs no room.
-  ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<LocalCache> cache,
-                         LocalCache::Create(std::move(format), 1, n_prompt + sampling.max_tokens - 1, chunk_tokens));
-  SequenceKv& kv = cache->kv(0);
+  const int n_held = n_prompt + sampling.max_tokens - 1;
+  ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<OwnedPool> pool, OwnedPool::Create(*format, 1, n_held, chunk_tokens));
+  ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<SequenceKv> owned_kv,
+                         SequenceKv::Create(pool->pool(), std::move(format), n_held, chunk_tokens));
+  SequenceKv& kv = *owned_kv;
   std::vector<float> logits(static_cast<std::size_t>(model.config().vocab_size));
   ZEROC_RETURN_IF_ERROR(Prefill(model, kv, prompt, chunk_tokens, logits.data()));
 

@@ -6,7 +6,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
-#include "libzeroc/engine/local_cache.h"
+#include "libzeroc/kv/owned_pool.h"
 #include "tools/zeroc/command.h"
 #include "tools/zeroc/machine_probe.h"
 #include "tools/zeroc/model_cost.h"
@@ -27,6 +27,37 @@ struct TimedRun {
   double tokens = 0;
   double flops = 0;
   double bytes = 0;
+};
+
+// The caches of the batch. Members end in reverse order: sequences before their pool.
+class Caches {
+ public:
+  Status Create(std::shared_ptr<const KvFormat> format, int n_sequences, int max_tokens, int step_tokens_max) {
+    format_ = std::move(format);
+    max_tokens_ = max_tokens;
+    step_tokens_max_ = step_tokens_max;
+    ZEROC_ASSIGN_OR_RETURN(pool_, OwnedPool::Create(*format_, n_sequences, max_tokens, step_tokens_max));
+    sequences_.resize(static_cast<std::size_t>(n_sequences));
+    return Reset();
+  }
+
+  // Empties every sequence. The memory stays, so that a repeated run meets no page faults.
+  Status Reset() {
+    for (auto& sequence : sequences_) sequence.reset();
+    for (auto& sequence : sequences_) {
+      ZEROC_ASSIGN_OR_RETURN(sequence, SequenceKv::Create(pool_->pool(), format_, max_tokens_, step_tokens_max_));
+    }
+    return OkStatus();
+  }
+
+  SequenceKv& kv(int i) { return *sequences_[static_cast<std::size_t>(i)]; }
+
+ private:
+  std::shared_ptr<const KvFormat> format_;
+  int max_tokens_ = 0;
+  int step_tokens_max_ = 0;
+  std::unique_ptr<OwnedPool> pool_;
+  std::vector<std::unique_ptr<SequenceKv>> sequences_;
 };
 
 double Median(std::vector<double> values) {
@@ -94,57 +125,58 @@ class BenchCommand : public Command {
   using Ids = std::vector<std::int32_t>;
 
   // One pass of the same new tokens for every sequence; adds its cost to *run.
-  Status Pass(const ScoredMethod& method, LocalCache& cache, std::span<const std::int32_t> ids, int n_logits,
+  Status Pass(const ScoredMethod& method, Caches& caches, std::span<const std::int32_t> ids, int n_logits,
               TimedRun* run) {
     std::vector<ForwardSequence> sequences;
-    for (int i = 0; i < batch_; ++i) sequences.push_back({&cache.kv(i), ids, n_logits});
+    sequences.reserve(static_cast<std::size_t>(batch_));
+    for (int i = 0; i < batch_; ++i) sequences.push_back({&caches.kv(i), ids, n_logits});
     const ModelConfig& config = method.model->config();
     logits_.resize(static_cast<std::size_t>(batch_) * static_cast<std::size_t>(config.vocab_size));
-    const PassCost cost = CostOfPass(config, cache.kv(0).n_tokens(), static_cast<std::int64_t>(ids.size()), n_logits);
+    const PassCost cost = CostOfPass(config, caches.kv(0).n_tokens(), static_cast<std::int64_t>(ids.size()), n_logits);
     const Clock::time_point start = Clock::now();
     ZEROC_RETURN_IF_ERROR(method.model->Forward(sequences, logits_.data()));
     run->seconds += std::chrono::duration<double>(Clock::now() - start).count();
     run->tokens += static_cast<double>(ids.size()) * batch_;
     run->flops += cost.flops * batch_;
-    run->bytes += cost.bytes + static_cast<double>(cache.kv(0).HeldBytes()) * batch_;
+    run->bytes += cost.bytes + static_cast<double>(caches.kv(0).HeldBytes()) * batch_;
     return OkStatus();
   }
 
-  Status Prefill(const ScoredMethod& method, LocalCache& cache, const Ids& ids, TimedRun* run) {
+  Status Prefill(const ScoredMethod& method, Caches& caches, const Ids& ids, TimedRun* run) {
     const std::span<const std::int32_t> all = ids;
     for (std::size_t begin = 0; begin < ids.size(); begin += kChunkTokens) {
       const std::size_t n = std::min<std::size_t>(kChunkTokens, ids.size() - begin);
-      ZEROC_RETURN_IF_ERROR(Pass(method, cache, all.subspan(begin, n), begin + n == ids.size() ? 1 : 0, run));
+      ZEROC_RETURN_IF_ERROR(Pass(method, caches, all.subspan(begin, n), begin + n == ids.size() ? 1 : 0, run));
     }
     return OkStatus();
   }
 
   Status BenchPrefill(const ScoredMethod& method) {
-    ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<LocalCache> cache,
-                           LocalCache::Create(method.format, batch_, n_prompt_, std::min(kChunkTokens, n_prompt_)));
+    Caches caches;
+    ZEROC_RETURN_IF_ERROR(caches.Create(method.format, batch_, n_prompt_, std::min(kChunkTokens, n_prompt_)));
     const Ids ids = MakeIds(n_prompt_, method.model->config().vocab_size);
     for (int i = -1; i < n_runs_; ++i) {  // the first one only warms up
       progress_->Show("prefill", static_cast<double>(i + 1) / (n_runs_ + 1));
-      ZEROC_RETURN_IF_ERROR(cache->Reset());
+      ZEROC_RETURN_IF_ERROR(caches.Reset());
       TimedRun run;
-      ZEROC_RETURN_IF_ERROR(Prefill(method, *cache, ids, &run));
+      ZEROC_RETURN_IF_ERROR(Prefill(method, caches, ids, &run));
       if (i >= 0) runs_.push_back(run);
     }
-    kv_bytes_per_token_ = static_cast<double>(cache->kv(0).HeldBytes()) / n_prompt_;
+    kv_bytes_per_token_ = static_cast<double>(caches.kv(0).HeldBytes()) / n_prompt_;
     return OkStatus();
   }
 
   Status BenchDecode(const ScoredMethod& method) {
     const int n_tokens = n_context_ + kWarmUpSteps + n_runs_ * kStepsPerRun;
-    ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<LocalCache> cache,
-                           LocalCache::Create(method.format, batch_, n_tokens, std::min(kChunkTokens, n_context_)));
+    Caches caches;
+    ZEROC_RETURN_IF_ERROR(caches.Create(method.format, batch_, n_tokens, std::min(kChunkTokens, n_context_)));
     const Ids ids = MakeIds(n_tokens, method.model->config().vocab_size);
     progress_->Show("context", 0);
     TimedRun untimed;
-    ZEROC_RETURN_IF_ERROR(Prefill(method, *cache, Ids(ids.begin(), ids.begin() + n_context_), &untimed));
+    ZEROC_RETURN_IF_ERROR(Prefill(method, caches, Ids(ids.begin(), ids.begin() + n_context_), &untimed));
     const std::span<const std::int32_t> all = ids;
     const auto step = [&](TimedRun* run) {
-      return Pass(method, *cache, all.subspan(static_cast<std::size_t>(cache->kv(0).n_tokens()), 1), 1, run);
+      return Pass(method, caches, all.subspan(static_cast<std::size_t>(caches.kv(0).n_tokens()), 1), 1, run);
     };
     for (int i = 0; i < kWarmUpSteps; ++i) ZEROC_RETURN_IF_ERROR(step(&untimed));
     for (int i = 0; i < n_runs_; ++i) {
@@ -153,7 +185,7 @@ class BenchCommand : public Command {
       for (int j = 0; j < kStepsPerRun; ++j) ZEROC_RETURN_IF_ERROR(step(&run));
       runs_.push_back(run);
     }
-    kv_bytes_per_token_ = static_cast<double>(cache->kv(0).HeldBytes()) / cache->kv(0).n_tokens();
+    kv_bytes_per_token_ = static_cast<double>(caches.kv(0).HeldBytes()) / caches.kv(0).n_tokens();
     return OkStatus();
   }
 

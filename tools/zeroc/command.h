@@ -10,7 +10,7 @@
 
 #include "libzeroc/base/status.h"
 
-namespace CLI {
+namespace CLI {  // NOLINT(readability-identifier-naming): CLI11's name
 class App;
 }
 

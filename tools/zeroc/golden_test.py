@@ -1,8 +1,7 @@
 #!/usr/bin/env python3
 """Logits and greedy tokens of both backends against float64 references. Standard library only.
 
-    golden_test.py          our own golden file, and the shared one beside the checkout where there is one
-    golden_test.py --slow   also the longest shared prompts on the scalar backend
+    golden_test.py   our own golden file, and the shared one beside the checkout where there is one
 
 Tolerances on a logit:
   ref: 1e-4. Float32 sums; a few 1e-6 are measured.
@@ -18,18 +17,17 @@ reference's own text; and the tokens of generate must be the reference's up to t
 import array
 import json
 import pathlib
-import sys
 import tempfile
 import unittest
 
-from zeroc_testing import MODEL, ROOT, zeroc_json
+from zeroc_testing import MODEL, ROOT, TIME_SCALE, zeroc_json
 
 OWN = ROOT / "tests/data/zeroc_demo_logits.json"
 SHARED = ROOT.parent / "shared/golden/zeroc-demo"
 TOLERANCE = {"ref": 1e-4, "cpu": 0.15}
 MARGIN = {"ref": 2e-4, "cpu": 0.1}
-REF_TOKENS_MAX = 1000  # scalar code takes long; longer prompts only with --slow
-slow = False
+# 3,000 tokens take the scalar backend a quarter of a minute, and a sanitizer build (ZEROC_TEST_TIME_SCALE) too long.
+REF_TOKENS_MAX = 1 << 30 if TIME_SCALE == 1 else 400
 
 
 class GoldenTest(unittest.TestCase):
@@ -101,7 +99,7 @@ class GoldenTest(unittest.TestCase):
         rows.frombytes((SHARED / "last_logits.f32le.bin").read_bytes())
         vocab = golden["vocab_size"]
         for prompt in golden["prompts"]:
-            if backend == "ref" and len(prompt["ids"]) > REF_TOKENS_MAX and not slow:
+            if backend == "ref" and len(prompt["ids"]) > REF_TOKENS_MAX:
                 continue
             with self.subTest(prompt=prompt["name"]):
                 positions = [(p["position"], p["logsumexp"], p["top20"]) for p in prompt["positions"]]
@@ -123,5 +121,4 @@ class GoldenTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    slow = "--slow" in sys.argv
-    unittest.main(argv=[a for a in sys.argv if a != "--slow"])
+    unittest.main()

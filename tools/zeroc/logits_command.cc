@@ -7,7 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
-#include "libzeroc/engine/local_cache.h"
+#include "libzeroc/kv/owned_pool.h"
 #include "tools/zeroc/command.h"
 #include "tools/zeroc/output.h"
 #include "tools/zeroc/session.h"
@@ -118,8 +118,10 @@ class LogitsCommand : public Command {
     const std::set<std::int32_t> wanted(positions_.begin(), positions_.end());
     const int n_tokens = *wanted.rbegin() + 1;  // what lies behind the last wanted position is not needed
     const int chunk_max = std::min(kChunkTokens, n_tokens);
-    ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<LocalCache> cache,
-                           LocalCache::Create(method.format, 1, n_tokens, chunk_max));
+    ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<OwnedPool> pool,
+                           OwnedPool::Create(*method.format, 1, n_tokens, chunk_max));
+    ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<SequenceKv> kv,
+                           SequenceKv::Create(pool->pool(), method.format, n_tokens, chunk_max));
     std::vector<float> logits;
     Progress progress;
     for (int begin = 0; begin < n_tokens;) {
@@ -129,7 +131,7 @@ class LogitsCommand : public Command {
       const int n_rows = std::max(end - *first, 0);
       logits.resize(std::max(logits.size(), static_cast<std::size_t>(n_rows) * vocab));
       const ForwardSequence step{
-          &cache->kv(0), ids.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)), n_rows};
+          kv.get(), ids.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)), n_rows};
       ZEROC_RETURN_IF_ERROR(method.model->Forward({&step, 1}, logits.data()));
       for (auto at = first; at != wanted.end() && *at < end; ++at) {
         const float* row = logits.data() + static_cast<std::size_t>(*at - *first) * vocab;

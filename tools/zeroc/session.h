@@ -15,7 +15,7 @@
 #include "libzeroc/model/llama_model.h"
 #include "libzeroc/tokenizer/tokenizer.h"
 
-namespace CLI {
+namespace CLI {  // NOLINT(readability-identifier-naming): CLI11's name
 class App;
 }
 

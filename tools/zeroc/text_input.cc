@@ -185,6 +185,7 @@ std::vector<RecallLine> TakeEvenly(const std::vector<RecallLine>& cases, int n_m
   }
   std::sort(chosen.begin(), chosen.end());
   std::vector<RecallLine> result;
+  result.reserve(chosen.size());
   for (const std::size_t i : chosen) result.push_back(cases[i]);
   return result;
 }

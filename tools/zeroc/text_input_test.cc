@@ -24,7 +24,7 @@ class TextInputTest : public ::testing::Test {
   void TearDown() override { std::filesystem::remove_all(dir_); }
 
   std::string Write(const std::string& text) {
-    const std::string path = (dir_ / "file").string();
+    std::string path = (dir_ / "file").string();
     std::ofstream(path, std::ios::binary) << text;
     return path;
   }
@@ -140,6 +140,7 @@ TEST_F(TextInputTest, BrokenRecallSetsNameTheLine) {
 
 TEST(TakeEvenly, SpreadsOverGroups) {
   std::vector<RecallLine> cases;
+  cases.reserve(30);
   for (int i = 0; i < 30; ++i) cases.push_back({std::to_string(i), "a", i < 20 ? "x" : i < 28 ? "y" : "z"});
   std::map<std::string, int> counts;
   const std::vector<RecallLine> taken = TakeEvenly(cases, 12);
