@@ -312,7 +312,12 @@ void AttendBlock(const Segment& s, int index, TokenSpan span) {
   const int first_token = index * layout.n_tokens;
   const TokenSpan seen = {span.begin > first_token ? span.begin - first_token : 0,
                           span.end - first_token < layout.n_tokens ? span.end - first_token : layout.n_tokens};
-  const std::uint8_t* head = s.segment->blocks[index] + std::int64_t{args.kv_head} * layout.head_bytes;
+  const std::int64_t head_offset = std::int64_t{args.kv_head} * layout.head_bytes;
+  const std::uint8_t* head = s.segment->blocks[index] + head_offset;
+  // The next block's bytes travel while this one is computed: blocks lie anywhere, so the hardware cannot foresee them.
+  if (first_token + layout.n_tokens < span.end) {
+    PrefetchBytes(s.segment->blocks[index + 1] + head_offset, layout.head_bytes);
+  }
   Block block;
   block.layout = &layout;
   block.first_group = seen.begin / kTileLanes;

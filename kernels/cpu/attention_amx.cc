@@ -1,9 +1,7 @@
 // Attention on AMX tiles: the variant of attention.cc for processors that have them.
 //
-// The bytes of a block already are the lane and depth order of an AMX B operand. Exact tiles are used in place. Codes of
-// up to 4 bits become bf16 by a shift, an AND and an OR: in the top bits of the mantissa under the exponent of 2^bits they
-// read 2^bits + code, and the 2^bits leaves through the base. 8-bit codes are converted; every code is exact in bf16. A word of four codes gives
-// the pairs (0, 2) and (1, 3), so the A operand stores its depth steps in that order.
+// The bytes of a block already are the lane and depth order of an AMX B operand: exact tiles are used in place, codes
+// become bf16 in a scratch of one block (amx_unpack.h).
 //
 // q and the probabilities are rounded to bf16. With at most 8 rows (decode) the 16 rows of a tile hold both the rounded
 // numbers and their remainders, which makes the products as good as float32 at no cost; a prefill rounds once.
@@ -14,21 +12,19 @@
 #include "kernels/cpu/attention_scratch.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/hadamard.h"
-#include "kernels/tile_codec.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+
+#include "kernels/cpu/amx_unpack.h"
 
 namespace zeroc::kernels::cpu {
 namespace {
 
 constexpr int kTileRows = 16;
-constexpr int kPairTileBytes = 512;  // 16 lanes x 16 depth steps in bf16
 constexpr float kNone = -__builtin_huge_valf();
 
 constexpr int PaddedWidth(int width) { return (width + 31) / 32 * 32; }
-
-ZEROC_AMX_TARGET inline __m512i LoadTileRow(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
 
 // 16 f32 as bf16: nearest even, NaN quiet, denormals flushed (their products are far below the sums' rounding).
 ZEROC_AMX_TARGET inline __m256i Round(__m512 value) { return (__m256i)_mm512_cvtneps_pbh(value); }
@@ -36,9 +32,6 @@ ZEROC_AMX_TARGET inline __m256i Round(__m512 value) { return (__m256i)_mm512_cvt
 ZEROC_AMX_TARGET inline __m512 FromRounded(__m256i rounded) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
 }
-
-// Depth steps 0 1 2 3 of every four as 0 2 1 3, the order of unpacked codes.
-ZEROC_AMX_TARGET inline __m512 CodeOrder(__m512 v) { return _mm512_shuffle_ps(v, v, 0xd8); }
 
 // e^x for x <= 0 as 2^n 2^f: f in [-0.5, 0.5] by one fused step from x, 2^f by a polynomial (relative error 3e-7 with
 // the rounding of log2 e at |x| < 10), 2^n by the scaling instruction, which makes 0 of minus infinity and keeps NaN.
@@ -54,124 +47,6 @@ ZEROC_AMX_TARGET inline __m512 ExpOfNegative(__m512 x) {
   p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.93147181e-1f));
   p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
   return _mm512_scalef_ps(p, n);
-}
-
-// ---- Codes to B tiles ----------------------------------------------------------------------------------------------
-
-// What a B tile holds beside the code.
-constexpr float CodeBias(int bits) { return bits <= 4 ? static_cast<float>(1 << bits) : 0.0f; }
-
-// Two rows of a B tile: codes (0, 2) of each word, shifted to bits 7 - kBits and up of their 16-bit half, and (1, 3).
-template <int kBits>
-ZEROC_AMX_TARGET inline void StoreSmallCodes(__m512i even, __m512i odd, std::uint8_t* to) {
-  const __m512i mask = _mm512_set1_epi32((((1 << kBits) - 1) << (7 - kBits)) * 0x10001);
-  const __m512i exponent = _mm512_set1_epi32(((127 + kBits) << 7) * 0x10001);
-  // 0xea: (a & b) | c.
-  _mm512_storeu_si512(to, _mm512_ternarylogic_epi32(even, mask, exponent, 0xea));
-  _mm512_storeu_si512(to + 64, _mm512_ternarylogic_epi32(odd, mask, exponent, 0xea));
-}
-
-ZEROC_AMX_TARGET inline void UnpackTile4(const std::uint8_t* tile, std::uint8_t* to) {
-  for (int half = 0; half < 2; ++half) {
-    const __m512i v = LoadTileRow(tile + 64 * half);
-    StoreSmallCodes<4>(_mm512_slli_epi32(v, 3), _mm512_srli_epi32(v, 5), to + 256 * half);
-    StoreSmallCodes<4>(_mm512_srli_epi32(v, 1), _mm512_srli_epi32(v, 9), to + 256 * half + 128);
-  }
-}
-
-ZEROC_AMX_TARGET inline void UnpackTile2(const std::uint8_t* tile, std::uint8_t* to) {
-  const __m512i v = LoadTileRow(tile);
-  StoreSmallCodes<2>(_mm512_slli_epi32(v, 5), _mm512_srli_epi32(v, 3), to);
-  StoreSmallCodes<2>(_mm512_slli_epi32(v, 3), _mm512_srli_epi32(v, 5), to + 128);
-  StoreSmallCodes<2>(_mm512_slli_epi32(v, 1), _mm512_srli_epi32(v, 7), to + 256);
-  StoreSmallCodes<2>(_mm512_srli_epi32(v, 1), _mm512_srli_epi32(v, 9), to + 384);
-}
-
-// The 32 bytes of 1-bit codes so that lanes 0 to 15 all find the code of depth quad s at bit 2 s of their bytes.
-ZEROC_AMX_TARGET inline __m512i SpreadBits(const std::uint8_t* bits) {
-  const __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits)));
-  return _mm512_mask_srli_epi32(both, 0xff00, both, 1);
-}
-
-ZEROC_AMX_TARGET inline void UnpackTile1(const std::uint8_t* tile, std::uint8_t* to) {
-  const __m512i v = SpreadBits(tile);
-  StoreSmallCodes<1>(_mm512_slli_epi32(v, 6), _mm512_srli_epi32(v, 2), to);
-  StoreSmallCodes<1>(_mm512_slli_epi32(v, 4), _mm512_srli_epi32(v, 4), to + 128);
-  StoreSmallCodes<1>(_mm512_slli_epi32(v, 2), _mm512_srli_epi32(v, 6), to + 256);
-  StoreSmallCodes<1>(v, _mm512_srli_epi32(v, 8), to + 384);
-}
-
-ZEROC_AMX_TARGET inline void UnpackTile3(const std::uint8_t* tile, std::uint8_t* to) {
-  const __m512i low = LoadTileRow(tile), high = SpreadBits(tile + 64);
-  const __m512i low_mask = _mm512_set1_epi8(3), high_mask = _mm512_set1_epi8(4);
-  for (int s = 0; s < 4; ++s) {
-    const __m128i shift = _mm_cvtsi32_si128(2 * s);
-    // The high bit sits at 2 s; two further left is bit 2 of a code.
-    const __m512i high_bit = _mm512_and_si512(_mm512_slli_epi32(_mm512_srl_epi32(high, shift), 2), high_mask);
-    const __m512i codes = _mm512_ternarylogic_epi32(_mm512_srl_epi32(low, shift), low_mask, high_bit, 0xea);
-    StoreSmallCodes<3>(_mm512_slli_epi32(codes, 4), _mm512_srli_epi32(codes, 4), to + 128 * s);
-  }
-}
-
-// Two codes of a word (16 bits apart) as two bf16.
-ZEROC_AMX_TARGET inline __m512i ConvertPair(__m512i word) {
-  const __m512i low = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_and_si512(word, _mm512_set1_epi32(0xff))));
-  const __m512i high =
-      _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(word, 16), _mm512_set1_epi32(0xff))));
-  return _mm512_or_si512(_mm512_srli_epi32(low, 16), high);  // integers up to 255 leave the low half empty
-}
-
-ZEROC_AMX_TARGET inline void UnpackTile8(const std::uint8_t* tile, std::uint8_t* to) {
-  for (int s = 0; s < 4; ++s) {
-    const __m512i v = LoadTileRow(tile + 64 * s);
-    _mm512_storeu_si512(to + 128 * s, ConvertPair(v));
-    _mm512_storeu_si512(to + 128 * s + 64, ConvertPair(_mm512_srli_epi32(v, 8)));
-  }
-}
-
-ZEROC_AMX_TARGET void UnpackTile(const std::uint8_t* tile, int bits, std::uint8_t* to) {
-  switch (bits) {
-    case 8:
-      return UnpackTile8(tile, to);
-    case 4:
-      return UnpackTile4(tile, to);
-    case 3:
-      return UnpackTile3(tile, to);
-    case 2:
-      return UnpackTile2(tile, to);
-    case 1:
-      return UnpackTile1(tile, to);
-    default:
-      __builtin_memcpy(to, tile, kPairTileBytes);
-  }
-}
-
-// Depth steps of a 16-bit V tile that are not in [begin, end) become zeros: rows never written may hold NaN.
-void ClearDepth(std::uint8_t* tile, int begin, int end) {
-  for (int depth = 0; depth < kTileDepth; ++depth) {
-    if (begin <= depth && depth < end) continue;
-    for (int lane = 0; lane < kTileLanes; ++lane) SetExact(tile, 16, lane, depth, 0.0f);
-  }
-}
-
-// step and base of 16 tokens, the base without the bias of small codes. The floats of DecodeScale. In code order for V,
-// whose depth the tokens are.
-ZEROC_AMX_TARGET inline void DecodeScales(const std::uint8_t* scale_codes, const std::uint8_t* centers, int bits,
-                                          bool code_order, float* step, float* base) {
-  const __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scale_codes)));
-  const __m512 center =
-      _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(centers))));
-  const __m512 eighths = _mm512_broadcast_f32x8(_mm256_loadu_ps(kHalfOfScaleCode.data() + kScaleBias));
-  const __m512i mantissa = _mm512_castps_si512(_mm512_permutexvar_ps(code, eighths));  // by the low bits; 8 repeat
-  const __m512i octave = _mm512_sub_epi32(_mm512_srli_epi32(code, 3), _mm512_set1_epi32(kScaleBias / 8));
-  const __m512 half =
-      _mm512_maskz_mov_ps(_mm512_test_epi32_mask(code, code),
-                          _mm512_castsi512_ps(_mm512_add_epi32(mantissa, _mm512_slli_epi32(octave, 23))));
-  const __m512 steps = _mm512_mul_ps(half, _mm512_set1_ps(2.0f / static_cast<float>((1 << bits) - 1)));
-  const __m512 middle = _mm512_mul_ps(half, _mm512_mul_ps(center, _mm512_set1_ps(1.0f / kCenterSteps)));
-  const __m512 bases = _mm512_fnmadd_ps(_mm512_set1_ps(CodeBias(bits)), steps, _mm512_sub_ps(middle, half));
-  _mm512_storeu_ps(step, code_order ? CodeOrder(steps) : steps);
-  _mm512_storeu_ps(base, code_order ? CodeOrder(bases) : bases);
 }
 
 // ---- One block -----------------------------------------------------------------------------------------------------
@@ -244,6 +119,10 @@ ZEROC_AMX_TARGET void PrepareValues(const std::uint8_t* head, std::uint8_t* scra
     for (int g = 0; g < block->n_groups && run.bits != 16; ++g) {
       const std::uint8_t* meta = head + layout.v.meta_offset[r] + 16 * g;
       DecodeScales(meta, meta + layout.n_tokens, run.bits, true, block->v.step[r] + 16 * g, block->v.base[r] + 16 * g);
+    }
+    if (block->n_groups % 2 != 0) {
+      _mm512_store_ps(block->v.step[r] + 16 * block->n_groups, _mm512_setzero_ps());
+      _mm512_store_ps(block->v.base[r] + 16 * block->n_groups, _mm512_setzero_ps());
     }
   }
 }
@@ -454,52 +333,87 @@ ZEROC_AMX_TARGET inline void MultiplyValues(const Block& block, int run, const B
   asm volatile("" : : : "memory");
 }
 
-// The segment's sums of the row tile at `row` += probabilities * V.
+// 32 depth steps of row `row` as bf16, in one store: a tile load of a line that came in two halves waits for the cache.
+struct Pair {
+  __m512 first, second;
+};
+ZEROC_AMX_TARGET inline Pair StoreWeights(const Pair& value, bool split, int row, Bf16* to) {
+  const __m512i high = (__m512i)_mm512_cvtne2ps_pbh(value.second, value.first);
+  _mm512_store_si512(to + row * kBlockTokens, high);
+  const Pair held = {FromRounded(_mm512_castsi512_si256(high)), FromRounded(_mm512_extracti64x4_epi64(high, 1))};
+  if (!split) return held;
+  const __m512i low =
+      (__m512i)_mm512_cvtne2ps_pbh(_mm512_sub_ps(value.second, held.second), _mm512_sub_ps(value.first, held.first));
+  _mm512_store_si512(to + (row + 8) * kBlockTokens, low);
+  return {_mm512_add_ps(held.first, FromRounded(_mm512_castsi512_si256(low))),
+          _mm512_add_ps(held.second, FromRounded(_mm512_extracti64x4_epi64(low, 1)))};
+}
+
+// The A operand of one quantised run from a row's probabilities; returns the row's sum of the bases.
+ZEROC_AMX_TARGET inline float ScaleWeights(const Block& block, int run, const float* p, bool split, int row,
+                                           Bf16* operand) {
+  const int bits = block.layout->v.runs[run].bits;
+  const __m512 middle = _mm512_set1_ps(CodeBias(bits) + static_cast<float>(1 << (bits - 1)));
+  const float* step = block.v.step[run];
+  const float* base = block.v.base[run];
+  __m512 bases = _mm512_setzero_ps();
+  for (int t = 0; t < 32 * block.group_pairs; t += 32) {
+    const Pair weight = {CodeOrder(_mm512_load_ps(p + t)), CodeOrder(_mm512_load_ps(p + t + 16))};
+    const Pair scaled = {_mm512_mul_ps(weight.first, _mm512_load_ps(step + t)),
+                         _mm512_mul_ps(weight.second, _mm512_load_ps(step + t + 16))};
+    const Pair held = StoreWeights(scaled, split, row, operand + t);
+    // A weight's rounding is multiplied by what the tile holds; taking it off times the tile's middle leaves the
+    // rounding times (code - middle), as if codes were signed.
+    const __m512 rounding =
+        _mm512_add_ps(_mm512_sub_ps(held.first, scaled.first), _mm512_sub_ps(held.second, scaled.second));
+    bases = _mm512_fmadd_ps(weight.first, _mm512_load_ps(base + t), bases);
+    bases = _mm512_fmadd_ps(weight.second, _mm512_load_ps(base + t + 16), bases);
+    bases = _mm512_fnmadd_ps(middle, rounding, bases);
+  }
+  return _mm512_reduce_add_ps(bases);
+}
+
+// The segment's sums of the row tile at `row` += probabilities * V. p [rows][64] is zero beyond the block's tokens.
 ZEROC_AMX_TARGET void AddValues(const Call& call, const Block& block, int row, int rows, const float* p) {
   const KvSideLayout& v = block.layout->v;
   const std::int64_t dim = call.args->head_dim;
   alignas(64) Bf16 operand[kTileRows * kBlockTokens];
-  // Rows and tokens beyond the last must be finite: their products land in rows nobody reads.
-  if (rows < (call.split ? 8 : kTileRows) || block.n_groups == 1) __builtin_memset(operand, 0, sizeof(operand));
+  // Rows beyond the last must be finite: their products land in rows nobody reads.
+  if (rows < (call.split ? 8 : kTileRows)) __builtin_memset(operand, 0, sizeof(operand));
   for (int r = 0; r < v.n_runs; ++r) {
     if (v.runs[r].bits == 0) continue;
-    const __m512 middle = _mm512_set1_ps(CodeBias(v.runs[r].bits) + static_cast<float>(1 << (v.runs[r].bits - 1)));
     for (int i = 0; i < rows; ++i) {
-      __m512 bases = _mm512_setzero_ps();
-      for (int t = 0; t < 16 * block.n_groups; t += 16) {
-        __m512 weight = _mm512_load_ps(p + 64 * i + t);
-        if (v.runs[r].bits == 16) {
-          StoreOperand(weight, call.split, i, kBlockTokens, operand + t);
-          continue;
-        }
-        weight = CodeOrder(weight);
-        const __m512 scaled = _mm512_mul_ps(weight, _mm512_load_ps(block.v.step[r] + t));
-        const __m512 held = StoreOperand(scaled, call.split, i, kBlockTokens, operand + t);
-        // A weight's rounding is multiplied by what the tile holds; taking it off times the tile's middle leaves the
-        // rounding times (code - middle), as if codes were signed.
-        bases = _mm512_fmadd_ps(weight, _mm512_load_ps(block.v.base[r] + t), bases);
-        bases = _mm512_fnmadd_ps(middle, _mm512_sub_ps(held, scaled), bases);
+      const float* weights = p + kBlockTokens * i;
+      if (v.runs[r].bits != 16) {
+        call.scratch.v_bases[(row + i) * kMaxRuns + r] += ScaleWeights(block, r, weights, call.split, i, operand);
+        continue;
       }
-      if (v.runs[r].bits != 16) call.scratch.v_bases[(row + i) * kMaxRuns + r] += _mm512_reduce_add_ps(bases);
+      for (int t = 0; t < 32 * block.group_pairs; t += 32) {
+        StoreWeights({_mm512_load_ps(weights + t), _mm512_load_ps(weights + t + 16)}, call.split, i, operand + t);
+      }
     }
     MultiplyValues(block, r, operand, call.scratch.rotated + row * dim + v.first_coord[r], dim);
   }
 }
 
-void AttendRowTile(const Call& call, const Block& block, int first_token, int row, int first_row) {
+ZEROC_AMX_TARGET void AttendRowTile(const Call& call, const Block& block, int first_token, int row, int first_row) {
   const AttentionArgs& args = *call.args;
   const std::int64_t dim = args.head_dim;
   const int rows = args.n_rows - row < kTileRows ? args.n_rows - row : kTileRows;
   alignas(64) float scores[kTileRows * kBlockTokens];
   Scores(call, block, row, rows, scores);
+  // Tokens of this block up to and with the first query's position.
+  const std::int64_t after_first_query = std::int64_t{args.first_query_pos} + 1 - call.segment->first_pos - first_token;
   for (int i = 0; i < rows; ++i) {
     float* p = scores + 64 * i;
     if (row + i < first_row) {  // sees nothing of this block
       __builtin_memset(p, 0, sizeof(float) * kBlockTokens);
       continue;
     }
-    const TokenSpan span = RowSpan(args, *call.segment, row + i);
-    const TokenSpan seen = {span.begin - first_token, span.end - first_token};
+    if (block.n_groups % 2 != 0) _mm512_store_ps(p + 16 * block.n_groups, _mm512_setzero_ps());
+    const std::int64_t causal = after_first_query + (row + i) / args.group;
+    const TokenSpan seen = {block.seen.begin,
+                            causal < block.seen.end ? static_cast<std::int32_t>(causal) : block.seen.end};
     const float factor = SoftmaxRow(block, seen, p, args.row_max + row + i, args.row_sum + row + i);
     if (factor == 1.0f) continue;
     ScaleRow(args.out + (row + i) * dim, args.head_dim, factor);
@@ -520,8 +434,15 @@ void AttendBlock(const Call& call, int index, TokenSpan span) {
   block.seen.end = span.end - first_token < layout.n_tokens ? span.end - first_token : layout.n_tokens;
   block.n_groups = layout.n_tokens / kTileLanes;
   block.group_pairs = (block.n_groups + 1) / 2;
-  const std::uint8_t* head = call.segment->blocks[index] + std::int64_t{args.kv_head} * layout.head_bytes;
+  const std::int64_t head_offset = std::int64_t{args.kv_head} * layout.head_bytes;
+  const std::uint8_t* head = call.segment->blocks[index] + head_offset;
+  // The next block's bytes travel while this one is computed: blocks lie anywhere, so the hardware cannot foresee them.
+  const bool has_next = first_token + layout.n_tokens < span.end;
+  const std::uint8_t* next = has_next ? call.segment->blocks[index + 1] + head_offset : head;
+  const int middle = layout.v.codes_offset[0];
+  PrefetchBytes(next, has_next ? middle : 0);
   PrepareKeys(head, call.scratch.k_codes, &block);
+  PrefetchBytes(next + middle, has_next ? layout.head_bytes - middle : 0);
   PrepareValues(head, call.scratch.v_codes, &block);
   const std::int64_t first_pos = std::int64_t{call.segment->first_pos} + first_token + block.seen.begin;
   const std::int64_t first_row = first_pos > args.first_query_pos ? (first_pos - args.first_query_pos) * args.group : 0;

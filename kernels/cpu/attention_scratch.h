@@ -15,6 +15,11 @@ constexpr std::size_t kSideBytes = std::size_t{4} * kBlockTokens * kMaxHeadDim;
 // Rows come in whole AMX tiles of 16.
 constexpr std::size_t PaddedRows(int n_rows) { return static_cast<std::size_t>((n_rows + 15) / 16 * 16); }
 
+// Asks for [bytes, bytes + n) into the second-level cache.
+inline void PrefetchBytes(const std::uint8_t* bytes, int n) {
+  for (int i = 0; i < n; i += 64) __builtin_prefetch(bytes + i, 0, 2);
+}
+
 struct AttentionScratch {
   std::uint8_t* k_codes;   // unpacked K codes of one block: a byte each, or bf16 pairs for AMX
   std::uint8_t* v_codes;   // the same for V; also the copy of a partly visible exact V block

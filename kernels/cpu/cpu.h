@@ -31,7 +31,7 @@ inline constexpr int kMatVecRowsMax = 8;
 
 // The three ways of Linear; each takes any number of rows (LinearMatVec: at most kMatVecRowsMax).
 void LinearMatVec(const LinearArgs& args);
-// bf16 product on AMX tiles. False where AMX is not to be had or k is not a multiple of 32.
+// bf16 product on AMX tiles. False where AMX is not to be had, or without memory for its scratch (3 MiB per thread).
 bool LinearAmx(const LinearArgs& args);
 // float32 product of oneDNN over converted panels of the weights. False if out of memory.
 bool LinearSgemm(const LinearArgs& args);

@@ -1,9 +1,13 @@
 // Y = X W^T for many rows on AMX, with the weights read where they lie.
 //
 // AMX wants one operand in rows and the other in pairs along k. Rows of W already are the row operand, so the product is
-// computed transposed, Y^T = W X^T, and only X (small, hot) is rearranged. No second copy of any weight is made.
-//   W panel    32 outputs x k, from the memory map, prefetched one panel ahead into L2
-//   X chunk    up to 256 rows x 2048 columns as B tiles (1 MiB, half of L2), built once per chunk
+// computed transposed, Y^T = W X^T, and only X is rearranged. The model's weights get no second copy: what is copied
+// below is a block of them, for as long as it is in use.
+//   X chunk    up to 512 rows x 2048 columns as B tiles, built once per chunk (2 MiB)
+//   W block    many rows: 1 MiB of W as dense A tiles. A checkpoint aligns its tensors to 8 bytes or so, and a tile load
+//              of rows that straddle cache lines and lie a power of two apart costs twice a dense one; with 512 rows
+//              the copy makes the product 1.3 times faster, with 64 rows 1.3 times slower. So
+//              few rows: a panel of 32 outputs, straight from the memory map.
 //   registers  2 x 2 accumulators of 16 x 16: four loads for four products
 #include <cstdint>
 #include <cstdlib>
@@ -18,9 +22,12 @@
 namespace zeroc::kernels::cpu {
 namespace {
 
-constexpr std::int64_t kChunkRows = 256;
-constexpr std::int64_t kChunkColumns = 2048;
-constexpr std::int64_t kTileElements = 512;  // a B tile: 16 rows of x by 32 columns
+constexpr std::int64_t kStep = 32;           // columns of one tile product
+constexpr std::int64_t kTileElements = 512;  // a B tile: 16 rows of x by 32 columns; an A tile: 16 outputs by 32
+constexpr std::int64_t kPanelOuts = 32, kPanelRows = 32;
+constexpr std::int64_t kChunkRows = 512, kChunkColumns = 2048;
+constexpr std::int64_t kBlockElements = 256 * kChunkColumns;  // half of a 2 MiB L2 cache
+constexpr std::int64_t kDirectRowsMax = 128;
 
 // Transposes 16 x 16 32-bit elements.
 ZEROC_AMX_TARGET inline void Transpose(__m512i (&v)[16]) {
@@ -47,17 +54,38 @@ ZEROC_AMX_TARGET inline void Transpose(__m512i (&v)[16]) {
   for (int i = 0; i < 16; ++i) v[i] = t[i];
 }
 
-// x rows [0, rows) by columns [0, columns) (a multiple of 32) as B tiles [rows / 16][columns / 32]; missing rows are 0.
-ZEROC_AMX_TARGET void PackRows(const Bf16* x, std::int64_t x_stride, std::int64_t rows, std::int64_t columns,
-                               Bf16* out) {
+// Columns [0, columns) of a row, 32 at a time, as masks: nothing is read past the last one.
+ZEROC_AMX_TARGET inline __mmask32 ColumnMask(std::int64_t columns_left) {
+  return columns_left >= kStep ? ~__mmask32{0} : static_cast<__mmask32>((1u << columns_left) - 1u);
+}
+
+// x rows [0, rows) by columns [0, columns) as B tiles [rows / 16][columns / 32]; missing rows and columns are 0.
+ZEROC_AMX_TARGET void PackX(const Bf16* x, std::int64_t x_stride, std::int64_t rows, std::int64_t columns, Bf16* out) {
   for (std::int64_t r = 0; r < rows; r += 16) {
-    for (std::int64_t c = 0; c < columns; c += 32, out += kTileElements) {
+    for (std::int64_t c = 0; c < columns; c += kStep, out += kTileElements) {
+      const __mmask32 mask = ColumnMask(columns - c);
       __m512i v[16];
       for (int i = 0; i < 16; ++i) {
-        v[i] = r + i < rows ? _mm512_loadu_si512(x + (r + i) * x_stride + c) : _mm512_setzero_si512();
+        v[i] = r + i < rows ? _mm512_maskz_loadu_epi16(mask, x + (r + i) * x_stride + c) : _mm512_setzero_si512();
       }
       Transpose(v);
-      for (int i = 0; i < 16; ++i) _mm512_store_si512(out + 32 * i, v[i]);
+      for (int i = 0; i < 16; ++i) _mm512_store_si512(out + kStep * i, v[i]);
+    }
+  }
+}
+
+// w rows [0, outs) by columns [0, columns) as pairs of A tiles [columns / 32][32 outs][32]; the missing are 0. Four
+// steps of a row at a time: longer runs of stores, 2 KiB apart, would push each other out of the L1 cache.
+ZEROC_AMX_TARGET void PackW(const Bf16* w, std::int64_t w_stride, std::int64_t outs, std::int64_t columns, Bf16* out) {
+  constexpr std::int64_t kRun = 4 * kStep;
+  for (std::int64_t begin = 0; begin < columns; begin += kRun) {
+    const std::int64_t end = columns - begin < kRun ? columns : begin + kRun;
+    for (std::int64_t i = 0; i < kPanelOuts; ++i) {
+      for (std::int64_t c = begin; c < end; c += kStep) {
+        const __mmask32 mask = i < outs ? ColumnMask(columns - c) : 0;
+        const Bf16* from = i < outs ? w + i * w_stride + c : w;
+        _mm512_store_si512(out + c * kPanelOuts + i * kStep, _mm512_maskz_loadu_epi16(mask, from));
+      }
     }
   }
 }
@@ -86,123 +114,101 @@ ZEROC_AMX_TARGET void StoreSums(const Target& to, const float* sums, std::int64_
   }
 }
 
-struct Chunk {
-  const Bf16* x;  // B tiles [rows / 16][steps]
-  std::int64_t first_row, rows;
-  std::int64_t first_column, steps;  // steps of 32 columns
+// 32 outputs of W as A tiles: element (out, column) of step s is at data[s * step + out * stride + column].
+struct Panel {
+  const Bf16* data;
+  std::int64_t step, stride;
 };
 
-// Walks the next panel's cache lines while this one is computed.
-struct Prefetcher {
-  const char* row;
-  std::int64_t stride, n_rows, n_lines;
-  std::int64_t line = 0;
-  inline void Next() {
-    if (n_rows == 0) return;
-    _mm_prefetch(row + 64 * line, _MM_HINT_T1);
-    if (++line == n_lines) {
-      line = 0;
-      row += stride;
-      --n_rows;
-    }
-  }
-};
-
-// 32 outputs (full panels) by all rows of the chunk.
-ZEROC_AMX_TARGET void MultiplyPanel(const Target& to, const Chunk& chunk, std::int64_t o, Prefetcher* next) {
-  const LinearArgs& args = *to.args;
+// The product of one panel and up to 32 rows of x, given as two rows of B tiles.
+ZEROC_AMX_TARGET void MultiplyBlock(const Target& to, const Panel& w, const Bf16* x, std::int64_t steps, std::int64_t o,
+                                    int outs, std::int64_t r, int rows) {
   alignas(64) float sums[4][256];
-  const std::int64_t w_stride = 2 * args.k;
-  const Bf16* w0 = args.w + o * args.k + chunk.first_column;
-  const Bf16* w1 = w0 + 16 * args.k;
-  for (std::int64_t r = 0; r < chunk.rows; r += 32) {
-    const Bf16* x0 = chunk.x + r / 16 * chunk.steps * kTileElements;
-    const bool two = r + 16 < chunk.rows;
-    const Bf16* x1 = two ? x0 + chunk.steps * kTileElements : x0;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (std::int64_t s = 0; s < chunk.steps; ++s) {
-      _tile_loadd(6, x0 + s * kTileElements, 64);
-      _tile_loadd(4, w0 + 32 * s, w_stride);
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_loadd(5, w1 + 32 * s, w_stride);
-      _tile_dpbf16ps(1, 5, 6);
-      _tile_loadd(7, x1 + s * kTileElements, 64);
-      _tile_dpbf16ps(2, 4, 7);
-      _tile_dpbf16ps(3, 5, 7);
-      for (int i = 0; i < 4; ++i) next->Next();
-    }
-    _tile_stored(0, sums[0], 64);
-    _tile_stored(1, sums[1], 64);
-    _tile_stored(2, sums[2], 64);
-    _tile_stored(3, sums[3], 64);
-    asm volatile("" : : : "memory");
-    for (int i = 0; i < (two ? 4 : 2); ++i) {
-      const std::int64_t row = r + 16 * (i / 2);
-      const int rows = static_cast<int>(chunk.rows - row < 16 ? chunk.rows - row : 16);
-      StoreSums(to, sums[i], o + 16 * (i % 2), 16, chunk.first_row + row, rows);
-    }
+  const std::int64_t w_bytes = w.stride * 2;
+  const Bf16* w0 = w.data;
+  const Bf16* w1 = w.data + 16 * w.stride;
+  const Bf16* x0 = x;
+  const Bf16* x1 = rows > 16 ? x + steps * kTileElements : x;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (std::int64_t s = 0; s < steps; ++s) {
+    _tile_loadd(4, w0 + s * w.step, w_bytes);
+    _tile_loadd(5, w1 + s * w.step, w_bytes);
+    _tile_loadd(6, x0 + s * kTileElements, 64);
+    _tile_loadd(7, x1 + s * kTileElements, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 5, 6);
+    _tile_dpbf16ps(2, 4, 7);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, sums[0], 64);
+  _tile_stored(1, sums[1], 64);
+  _tile_stored(2, sums[2], 64);
+  _tile_stored(3, sums[3], 64);
+  asm volatile("" : : : "memory");  // g++ 12 does not see that the intrinsics above write
+  for (int i = 0; i < 4; ++i) {
+    const int first_out = 16 * (i % 2), first_row = 16 * (i / 2);
+    if (first_out >= outs || first_row >= rows) continue;
+    StoreSums(to, sums[i], o + first_out, outs - first_out < 16 ? outs - first_out : 16, r + first_row,
+              rows - first_row < 16 ? rows - first_row : 16);
   }
 }
 
-// The last outputs, up to 16 at a time; the tiles are configured for `outs` rows of A.
-ZEROC_AMX_TARGET void MultiplyTail(const Target& to, const Chunk& chunk, std::int64_t o, int outs) {
-  const LinearArgs& args = *to.args;
-  alignas(64) float sums[256];
-  const Bf16* w = args.w + o * args.k + chunk.first_column;
-  for (std::int64_t r = 0; r < chunk.rows; r += 16) {
-    const Bf16* x = chunk.x + r / 16 * chunk.steps * kTileElements;
-    _tile_zero(0);
-    for (std::int64_t s = 0; s < chunk.steps; ++s) {
-      _tile_loadd(4, w + 32 * s, 2 * args.k);
-      _tile_loadd(6, x + s * kTileElements, 64);
-      _tile_dpbf16ps(0, 4, 6);
-    }
-    _tile_stored(0, sums, 64);
-    asm volatile("" : : : "memory");
-    StoreSums(to, sums, o, outs, chunk.first_row + r, static_cast<int>(chunk.rows - r < 16 ? chunk.rows - r : 16));
-  }
-}
+int Smaller(std::int64_t a, std::int64_t b) { return static_cast<int>(a < b ? a : b); }
 
-void MultiplyChunk(const Target& to, const Chunk& chunk) {
+// One chunk of x, given as B tiles, by all outputs. `packed_w` holds kBlockElements.
+void MultiplyChunk(const Target& to, const Bf16* x, std::int64_t first_row, std::int64_t rows,
+                   std::int64_t first_column, std::int64_t columns, Bf16* packed_w) {
   const LinearArgs& args = *to.args;
-  std::int64_t o = args.out_begin;
-  ConfigureTiles(16);
-  for (; o + 32 <= args.out_end; o += 32) {
-    const std::int64_t ahead = args.out_end - o - 32 < 32 ? args.out_end - o - 32 : 32;
-    Prefetcher next = {reinterpret_cast<const char*>(args.w + (o + 32) * args.k + chunk.first_column), 2 * args.k,
-                       ahead, chunk.steps};
-    MultiplyPanel(to, chunk, o, &next);
+  const std::int64_t steps = (columns + kStep - 1) / kStep;
+  const bool copy = rows > kDirectRowsMax || columns % kStep != 0;
+  const std::int64_t panel_elements = steps * kStep * kPanelOuts;
+  const std::int64_t block_outs = copy ? kBlockElements / panel_elements * kPanelOuts : kPanelOuts;
+  for (std::int64_t block = args.out_begin; block < args.out_end; block += block_outs) {
+    const std::int64_t end = block + Smaller(block_outs, args.out_end - block);
+    const Bf16* w = args.w + block * args.k + first_column;
+    const bool dense = copy || end - block < kPanelOuts;
+    for (std::int64_t o = block; dense && o < end; o += kPanelOuts) {
+      PackW(w + (o - block) * args.k, args.k, Smaller(kPanelOuts, end - o), columns,
+            packed_w + (o - block) / kPanelOuts * panel_elements);
+    }
+    asm volatile("" : : : "memory");  // nor that the tile loads read
+    // Rows outside, outputs inside: y is written along its rows.
+    for (std::int64_t r = 0; r < rows; r += kPanelRows) {
+      for (std::int64_t o = block; o < end; o += kPanelOuts) {
+        const Panel panel = dense ? Panel{packed_w + (o - block) / kPanelOuts * panel_elements, kTileElements * 2, kStep}
+                                  : Panel{w, kStep, args.k};
+        MultiplyBlock(to, panel, x + r * steps * kStep, steps, o, Smaller(kPanelOuts, end - o), first_row + r,
+                      Smaller(kPanelRows, rows - r));
+      }
+    }
   }
-  for (; o < args.out_end; o += 16) {
-    const int outs = static_cast<int>(args.out_end - o < 16 ? args.out_end - o : 16);
-    ConfigureTiles(outs);
-    MultiplyTail(to, chunk, o, outs);
-  }
-  ReleaseTiles();
 }
 
 }  // namespace
 
 bool LinearAmx(const LinearArgs& args) {
-  if (!AmxReady() || args.k % 32 != 0) return false;
-  // Kept between calls: a fresh megabyte per call would be page-faulted in each time.
-  constexpr std::size_t kScratchBytes = kChunkRows * kChunkColumns * sizeof(Bf16);
+  if (!AmxReady()) return false;
+  // Kept between calls: fresh megabytes per call would be page-faulted in each time.
+  constexpr std::size_t kScratchBytes = (kChunkRows * kChunkColumns + kBlockElements) * sizeof(Bf16);
   thread_local const std::unique_ptr<void, decltype(&std::free)> scratch(std::aligned_alloc(64, kScratchBytes),
                                                                          &std::free);
   if (scratch == nullptr) return false;
-  auto* packed = static_cast<Bf16*>(scratch.get());
+  auto* packed_x = static_cast<Bf16*>(scratch.get());
+  const auto* x = static_cast<const Bf16*>(args.x);
+  ConfigureTiles(16);
   for (std::int64_t row = 0; row < args.n_rows; row += kChunkRows) {
-    const std::int64_t rows = args.n_rows - row < kChunkRows ? args.n_rows - row : kChunkRows;
+    const std::int64_t rows = Smaller(kChunkRows, args.n_rows - row);
     for (std::int64_t column = 0; column < args.k; column += kChunkColumns) {
-      const std::int64_t columns = args.k - column < kChunkColumns ? args.k - column : kChunkColumns;
-      PackRows(static_cast<const Bf16*>(args.x) + row * args.k + column, args.k, rows, columns, packed);
+      const std::int64_t columns = Smaller(kChunkColumns, args.k - column);
+      PackX(x + row * args.k + column, args.k, rows, columns, packed_x);
       const Target to = {&args, args.accumulate || column > 0, args.bias != nullptr && column == 0};
-      MultiplyChunk(to, {packed, row, rows, column, columns / 32});
+      MultiplyChunk(to, packed_x, row, rows, column, columns, packed_x + kChunkRows * kChunkColumns);
     }
   }
+  ReleaseTiles();
   return true;
 }
 
