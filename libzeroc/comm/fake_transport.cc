@@ -352,9 +352,9 @@ FakeTransport::~FakeTransport() {
 
 Result<std::span<std::byte>> FakeTransport::AllocateArena(std::uint64_t bytes) {
   if (bytes == 0 || !arena_.empty()) return FailedPrecondition("fake: the arena is empty or there is one already");
-  owned_arena_.reset(new (std::nothrow) std::byte[bytes]());
+  owned_arena_.reset(new (std::nothrow) Line[(bytes + sizeof(Line) - 1) / sizeof(Line)]());
   if (!owned_arena_) return ResourceExhausted("fake: no memory for an arena of " + std::to_string(bytes) + " bytes");
-  const std::span<std::byte> arena(owned_arena_.get(), bytes);
+  const std::span<std::byte> arena(owned_arena_[0].bytes, bytes);
   ZEROC_RETURN_IF_ERROR(RegisterArena(arena));
   return arena;
 }

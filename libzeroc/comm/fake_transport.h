@@ -139,7 +139,10 @@ class FakeTransport final : public QueuedTransport {
   const std::string name_;
   const std::uint64_t incarnation_;
   std::unique_ptr<FakeWire> wire_;
-  std::unique_ptr<std::byte[]> owned_arena_;
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  std::unique_ptr<Line[]> owned_arena_;  // aligned as KV blocks are
   std::span<std::byte> arena_;
   bool alive_ = true;
   bool stalled_ = false;

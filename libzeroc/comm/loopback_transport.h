@@ -65,7 +65,10 @@ class LoopbackTransport final : public QueuedTransport {
   std::shared_ptr<LoopbackHub> hub_;
   PeerAddress address_;
   std::unique_ptr<LoopbackWire> wire_;
-  std::unique_ptr<std::byte[]> owned_arena_;
+  struct alignas(64) Line {
+    std::byte bytes[64];
+  };
+  std::unique_ptr<Line[]> owned_arena_;  // aligned as KV blocks are
   bool stopping_ ZEROC_GUARDED_BY(queue_mu_) = false;
   bool awake_ ZEROC_GUARDED_BY(queue_mu_) = false;
   CondVar wake_;

@@ -34,14 +34,17 @@ std::string WireName(Wire wire) {
   return wire == Wire::kLoopbackAm ? "LoopbackAm" : wire == Wire::kLoopbackPut ? "LoopbackPut" : "UcxTcp";
 }
 
-// Opened once: the two workers of every test, and the single process that they are held against.
-std::unique_ptr<WorkerModel> OpenModel() {
-  Result<std::unique_ptr<WorkerModel>> model = WorkerModel::Open(kModelDir, "", 1);
-  ZEROC_CHECK(model.ok(), model.status().ToString());
-  return std::move(*model);
+template <typename T>
+T Must(Result<T> result) {
+  ZEROC_CHECK(result.ok(), result.status().ToString());
+  return std::move(*result);
 }
+
+// Opened once: the two workers of every test, and the single process that they are held against.
 struct Models {
-  std::unique_ptr<WorkerModel> decode = OpenModel(), prefill = OpenModel(), alone = OpenModel();
+  std::unique_ptr<WorkerModel> decode = Must(WorkerModel::Open(kModelDir, "", 1));
+  std::unique_ptr<WorkerModel> prefill = Must(WorkerModel::Open(kModelDir, "", 1));
+  std::unique_ptr<WorkerModel> alone = Must(WorkerModel::Open(kModelDir, "", 1));
 };
 Models& TheModels() {
   static Models models;
@@ -65,18 +68,18 @@ class Cluster {
     decode.kv_bytes = decode_kv_bytes;
     decode.lease_expiry_ms = lease_expiry_ms;
     auto decode_core =
-        DecodeCore::Create(decode, *TheModels().decode, decode_metrics_, Factory(kDecodeName)).value();
+        Must(DecodeCore::Create(decode, *TheModels().decode, decode_metrics_, Factory(kDecodeName)));
     decode_core_ = decode_core.get();
     decode_service_ = MakeDecodeService(std::move(decode_core));
     PrefillCore::Options prefill;
     prefill.kv_bytes = 96 << 20;
     prefill.chunk_tokens = 128;
     auto prefill_core =
-        PrefillCore::Create(prefill, *TheModels().prefill, prefill_metrics_, Factory("prefill-under-test")).value();
+        Must(PrefillCore::Create(prefill, *TheModels().prefill, prefill_metrics_, Factory("prefill-under-test")));
     prefill_core_ = prefill_core.get();
     prefill_service_ = MakePrefillService(std::move(prefill_core));
-    decode_server_ = GrpcServer::Start("127.0.0.1:0", GrpcLimits(), {decode_service_->service()}).value();
-    prefill_server_ = GrpcServer::Start("127.0.0.1:0", GrpcLimits(), {prefill_service_->service()}).value();
+    decode_server_ = Must(GrpcServer::Start("127.0.0.1:0", GrpcLimits(), {decode_service_->service()}));
+    prefill_server_ = Must(GrpcServer::Start("127.0.0.1:0", GrpcLimits(), {prefill_service_->service()}));
     const auto channel = [](int port) { return MakeGrpcChannel("127.0.0.1:" + std::to_string(port), GrpcLimits()); };
     decode_stub_ = v1::Decode::NewStub(channel(decode_server_->port()));
     prefill_stub_ = v1::Prefill::NewStub(channel(prefill_server_->port()));
@@ -252,7 +255,7 @@ TEST_P(WorkerPairTest, GivesTheTokensOfASingleProcess) {
       sampling.seed = 20260131;
       sampling.ignore_eos = true;
       const Completion alone =
-          GenerateLocally(TheModels().alone->model(), format, prompt, sampling, nullptr, 128).value();
+          Must(GenerateLocally(TheModels().alone->model(), format, prompt, sampling, nullptr, 128));
       const v1::ReserveRequest reserve = cluster.ReserveFor(n, kMaxTokens, profile);
       v1::Lease lease;
       ASSERT_TRUE(cluster.Reserve(reserve, &lease).ok());
@@ -345,15 +348,12 @@ INSTANTIATE_TEST_SUITE_P(Wires, WorkerPairTest, ::testing::Values(Wire::kLoopbac
                          [](const ::testing::TestParamInfo<Wire>& test) { return WireName(test.param); });
 
 TEST(WorkerPairLimitsTest, ReserveRefusesWhatItCannotServe) {
-  std::printf("fp %s plan %s\n", TheModels().decode->fingerprint().c_str(), TheModels().decode->plan_id().c_str());
   Cluster cluster(Wire::kLoopbackAm, 30'000, 8 << 20);
   v1::Lease lease;
   const auto code = [&](const std::function<void(v1::ReserveRequest&)>& change) {
     v1::ReserveRequest request = cluster.ReserveFor(64, 8, "bf16");
     change(request);
-    const grpc::Status status = cluster.Reserve(request, &lease);
-    std::printf("%s\n", status.error_message().c_str());
-    return status.error_code();
+    return cluster.Reserve(request, &lease).error_code();
   };
   EXPECT_EQ(code([](auto& r) { r.set_model_fingerprint("other"); }), grpc::StatusCode::FAILED_PRECONDITION);
   EXPECT_EQ(code([](auto& r) { r.set_plan_id("other"); }), grpc::StatusCode::FAILED_PRECONDITION);
@@ -407,11 +407,14 @@ TEST(WorkerPairLimitsTest, PrefillRefusesWhatDoesNotFitTheLease) {
   ASSERT_TRUE(cluster.Reserve(reserve, &lease).ok());
   EXPECT_EQ(cluster.Run(reserve, lease, Prompt(99), Sampling(8)).prefill.error_code(),
             grpc::StatusCode::INVALID_ARGUMENT);
-  ASSERT_TRUE(cluster.Settles());  // decode's call was cancelled with it
+  // As the router does: decode's call may have been cancelled before it reached the worker.
+  cluster.decode().Release({lease.lease_id(), lease.generation()}, "prefill refused");
+  ASSERT_TRUE(cluster.Settles());
   const v1::ReserveRequest bad_ids = cluster.ReserveFor(3, 8, "bf16");
   ASSERT_TRUE(cluster.Reserve(bad_ids, &lease).ok());
   EXPECT_EQ(cluster.Run(bad_ids, lease, {1, -1, 2}, Sampling(8)).prefill.error_code(),
             grpc::StatusCode::INVALID_ARGUMENT);
+  cluster.decode().Release({lease.lease_id(), lease.generation()}, "prefill refused");
   EXPECT_TRUE(cluster.Settles());
   v1::Lease truncated = lease;
   truncated.mutable_kv_layout()->resize(20);
