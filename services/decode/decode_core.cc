@@ -101,6 +101,8 @@ Status DecodeCore::Open(const TransportFactory& transport) {
   timers_ = std::make_unique<TimerThread>();
   ScheduleTick();
   metrics_.SetKvCacheUsage(0);
+  metrics_.CountLeaseExpired(0);
+  metrics_.CountChecksumFailure(0);
   return OkStatus();
 }
 
@@ -159,8 +161,9 @@ void DecodeCore::Reserve(const v1::ReserveRequest& request, std::function<void(R
   std::shared_ptr<const KvFormat> format;
   if (Status status = CheckReserve(request, &format); !status.ok()) return done(status);
   const bool posted = engine_thread_->Post([this, request, format, done] {
-    done(ReserveOnEngine(request, format));
+    Result<v1::Lease> lease = ReserveOnEngine(request, format);
     PublishUsage();
+    done(std::move(lease));
   });
   if (!posted) done(Unavailable("the decode worker is stopping"));
 }
