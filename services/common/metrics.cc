@@ -113,7 +113,6 @@ struct Metrics::Families {
   Gauges kv_blocks = MakeGauge("zeroc_kv_blocks", "KV blocks by state.");
   Counters leases_expired = MakeCounter("zeroc_kv_leases_expired_total", "Leases that ended by expiry.");
   Counters checksum_failures = MakeCounter("zeroc_kv_checksum_failures_total", "KV blocks with a wrong checksum.");
-  Counters sp_bytes = MakeCounter("zeroc_sp_bytes_total", "Bytes between the ranks of a prefill group.");
   Gauges runtime = MakeGauge("zeroc_runtime_info", "What was chosen at start, as labels.");
 
   Histograms ttft = MakeHistogram("vllm:time_to_first_token_seconds", "Time to first token.", TtftBuckets(), vllm);
@@ -147,8 +146,8 @@ void Metrics::CountDecision(std::string_view profile, std::string_view reason) {
 void Metrics::SetPplIncrease(std::string_view kind, double absolute) {
   families_->ppl_increase.Get({{"kind", std::string(kind)}}).Set(absolute);
 }
-void Metrics::CountRetry(std::string_view stage) {
-  families_->retries.Get({{"stage", std::string(stage)}}).Increment();
+void Metrics::CountRetry(std::string_view stage, int n) {
+  families_->retries.Get({{"stage", std::string(stage)}}).Increment(n);
 }
 void Metrics::SetWorkers(std::string_view role, double n) {
   families_->workers.Get({{"role", std::string(role)}}).Set(n);
@@ -162,11 +161,8 @@ void Metrics::ObserveKvTransfer(double seconds) { families_->kv_transfer.Get().O
 void Metrics::SetKvBlocks(std::string_view state, double n) {
   families_->kv_blocks.Get({{"state", std::string(state)}}).Set(n);
 }
-void Metrics::CountLeaseExpired() { families_->leases_expired.Get().Increment(); }
-void Metrics::CountChecksumFailure() { families_->checksum_failures.Get().Increment(); }
-void Metrics::AddSpBytes(std::string_view scheme, std::uint64_t bytes) {
-  families_->sp_bytes.Get({{"scheme", std::string(scheme)}}).Increment(static_cast<double>(bytes));
-}
+void Metrics::CountLeaseExpired(int n) { families_->leases_expired.Get().Increment(n); }
+void Metrics::CountChecksumFailure(int n) { families_->checksum_failures.Get().Increment(n); }
 
 void Metrics::ObserveTimeToFirstToken(double seconds) { families_->ttft.Get().Observe(seconds); }
 void Metrics::ObserveInterTokenLatency(double seconds) { families_->itl.Get().Observe(seconds); }

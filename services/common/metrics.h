@@ -29,17 +29,17 @@ class Metrics {
   void ObservePhase(std::string_view phase, double seconds);  // queue, reserve, prefill, wire, admit, decode
   void CountDecision(std::string_view profile, std::string_view reason);
   void SetPplIncrease(std::string_view kind, double absolute);  // budget, predicted, audited; of the last request
-  void CountRetry(std::string_view stage);                      // reserve, prefill, decode
-  void SetWorkers(std::string_view role, double n);             // registered and healthy
+  // n = 0 puts the series on the page, so that a rate is known from the first event on.
+  void CountRetry(std::string_view stage, int n = 1);  // reserve, prefill, decode
+  void SetWorkers(std::string_view role, double n);    // registered and healthy
 
   // ---- keys and values ----
   void AddKvBytes(std::string_view stage, std::uint64_t bytes);  // raw, packed, wire
   void ObserveKvCompressionRatio(double ratio);                  // raw / wire of one request
   void ObserveKvTransfer(double seconds);                        // first byte to last byte of one request
   void SetKvBlocks(std::string_view state, double n);            // free, leased, resident, quarantine, ..
-  void CountLeaseExpired();
-  void CountChecksumFailure();
-  void AddSpBytes(std::string_view scheme, std::uint64_t bytes);
+  void CountLeaseExpired(int n = 1);                             // n = 0: as CountRetry
+  void CountChecksumFailure(int n = 1);
 
   // ---- the shared meanings, by vLLM's names ----
   void ObserveTimeToFirstToken(double seconds);

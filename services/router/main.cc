@@ -54,6 +54,7 @@ Status Serve(const RouterOptions& options, ShutdownSignal& signal) {
   const GrpcLimits grpc_limits;
   Metrics metrics(model.name);
   metrics.SetRuntimeInfo({{"component", "router"}, {"plan_id", model.plan_id}});
+  metrics.CountRetry("reserve", 0);
   TimerThread timers;
   WorkerPool pool(model.fingerprint, model.plan_id, milliseconds(options.heartbeat_expiry_ms));
   const FlowContext context{model, pool, metrics, timers, MakeFlowConfig(options, model)};

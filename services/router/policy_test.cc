@@ -6,8 +6,6 @@
 #include <limits>
 #include <vector>
 
-#include "services/router/stop_matcher.h"
-
 namespace zeroc {
 namespace {
 
@@ -62,45 +60,6 @@ TEST(Policy, NothingMeasuredMeansNoCompression) {
 }
 
 // Any way of cutting the text into pieces gives what the whole text gives.
-TEST(StopMatcher, DoesNotDependOnThePieces) {
-  const std::vector<std::string> stops{"END", "ENDE", "\n\n", "abab", "ü!"};
-  const struct {
-    std::string text, shown;
-    bool stopped;
-  } cases[] = {{"hello END world", "hello ", true},
-               {"EN D EEND", "EN D E", true},
-               {"abaabab", "aba", true},
-               {"line\nline\n\nrest", "line\nline", true},
-               {"no stop EN", "no stop EN", false},
-               {"", "", false},
-               {"xü!y", "x", true},
-               {"ababab", "", true},
-               {"a\n", "a\n", false}};
-  for (const auto& c : cases) {
-    for (std::size_t piece = 1; piece <= c.text.size() + 1; ++piece) {
-      StopMatcher matcher(stops);
-      std::string shown;
-      bool stopped = false;
-      for (std::size_t i = 0; i < c.text.size() && !stopped; i += piece) {
-        const StopMatcher::Output output = matcher.Push(std::string_view(c.text).substr(i, piece));
-        shown += output.text;
-        stopped = output.stopped;
-      }
-      if (!stopped) shown += matcher.Flush();
-      EXPECT_EQ(shown, c.shown) << c.text << " in pieces of " << piece;
-      EXPECT_EQ(stopped, c.stopped) << c.text << " in pieces of " << piece;
-    }
-  }
-}
-
-TEST(StopMatcher, HoldsBackNoMoreThanNeeded) {
-  StopMatcher matcher({"STOP"});
-  EXPECT_EQ(matcher.Push("abc").text, "abc");
-  EXPECT_EQ(matcher.Push("deST").text, "de");
-  EXPECT_EQ(matcher.Push("A").text, "STA");
-  StopMatcher none({});
-  EXPECT_EQ(none.Push("abc").text, "abc");
-}
 
 }  // namespace
 }  // namespace zeroc

@@ -230,12 +230,18 @@ void RequestFlow::OnPrefillDone(const Status& status) {
   MutexLock lock(mu_);
   prefill_call_ = nullptr;
   if (ended_) return;
-  if (!transfer_accounted_ && finish_reason_ == v1::FINISH_REASON_UNSPECIFIED) {
+  if (!PrefillDidItsPart() && finish_reason_ == v1::FINISH_REASON_UNSPECIFIED) {
     if (!status.ok()) return FailAt("prefill", status);
     return FailAt("prefill", Internal("the stream ended before its last message"));
   }
   transfer_accounted_ = true;  // nothing more will come
   FinishWhenAccounted();
+}
+
+// Once decode has admitted the request, everything that prefill owed has arrived and was verified: its loss, with the
+// transfer's statistics perhaps, is no reason to end the stream.
+bool RequestFlow::PrefillDidItsPart() const {
+  return transfer_accounted_ || (first_token_seen_ && times_.admitted.has_value());
 }
 
 void RequestFlow::OnDecodeEvent(const v1::DecodeEvent& event) {
@@ -280,7 +286,7 @@ void RequestFlow::OnWorkerLost(const char* role) {
   MutexLock lock(mu_);
   if (ended_) return;
   const bool decode = std::string_view(role) == "decode";
-  if (!decode && transfer_accounted_) return;  // it has done its part
+  if (!decode && PrefillDidItsPart()) return;
   FailAt(role, Unavailable("its heartbeats have stopped"));
 }
 

@@ -17,13 +17,13 @@
 #include <vector>
 
 #include "libzeroc/base/mutex.h"
+#include "libzeroc/tokenizer/stop_matcher.h"
 #include "services/common/metrics.h"
 #include "services/common/timer_thread.h"
 #include "services/router/request_check.h"
 #include "services/router/request_stats.h"
 #include "services/router/response_sink.h"
 #include "services/router/served_model.h"
-#include "services/router/stop_matcher.h"
 #include "services/router/worker_pool.h"
 
 namespace zeroc {
@@ -64,6 +64,7 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
   void Reserve() ZEROC_REQUIRES(mu_);
   void OnReserved(const Status& status, const v1::ReserveResponse& response);
   bool RetryReserve(const Status& status) ZEROC_REQUIRES(mu_);
+  bool PrefillDidItsPart() const ZEROC_REQUIRES(mu_);
   void StartWorkers() ZEROC_REQUIRES(mu_);
 
   void OnPrefillEvent(const v1::PrefillEvent& event);

@@ -6,11 +6,11 @@
 #include <nlohmann/json.hpp>
 
 #include "libzeroc/engine/local_generator.h"
+#include "libzeroc/tokenizer/stop_matcher.h"
 #include "libzeroc/tokenizer/streaming_decoder.h"
 #include "tools/zeroc/command.h"
 #include "tools/zeroc/output.h"
 #include "tools/zeroc/session.h"
-#include "tools/zeroc/stop_filter.h"
 #include "tools/zeroc/text_input.h"
 
 namespace zeroc {
@@ -56,20 +56,27 @@ class GenerateCommand : public Command {
     ZEROC_ASSIGN_OR_RETURN(const ScoredMethod method, session->Asked());
 
     StreamingDecoder decoder(*tokenizer, /*skip_special=*/true);
-    StopFilter filter(stops_);
+    StopMatcher matcher(stops_);
     std::string text;
+    bool stopped = false;
     const auto show = [&](const std::string& piece) {
       text += piece;
       if (!options_.json) std::cout << piece << std::flush;
     };
+    const auto match = [&](const std::string& piece) {
+      if (stopped) return;
+      const StopMatcher::Output output = matcher.Push(piece);
+      stopped = output.stopped;
+      show(output.text);
+    };
     const TokenFn on_token = [&](const SampledToken& token) {
-      show(filter.Push(decoder.Push(token.id)));
-      return !filter.stopped();
+      match(decoder.Push(token.id));
+      return !stopped;
     };
     ZEROC_ASSIGN_OR_RETURN(const Completion completion,
                            GenerateLocally(*method.model, method.format, prompt, sampling_, on_token));
-    show(filter.Push(decoder.Flush()));
-    show(filter.Flush());
+    match(decoder.Flush());
+    if (!stopped) show(matcher.Flush());
     Print(completion, prompt.size(), text);
     return OkStatus();
   }

@@ -1,4 +1,4 @@
-#include "services/router/stop_matcher.h"
+#include "libzeroc/tokenizer/stop_matcher.h"
 
 #include <algorithm>
 #include <utility>
