@@ -1,8 +1,9 @@
-// Blocks of any size out of one arena: the memory that prefill packs into, that decode attends to, and that the wire fills.
+// Blocks of any size out of one arena: the memory that prefill packs into, that decode attends to, and that the wire
+// fills.
 //
-// The arena is cut into slabs of one size; a slab serves blocks of one byte size while any of them is in use and returns to
-// the common stock with the last, so that profiles with different block sizes share memory without a split fixed at start.
-// Blocks of one call lie side by side where they can, which lets transfers coalesce.
+// The arena is cut into slabs of one size; a slab serves blocks of one byte size while any of them is in use and
+// returns to the common stock with the last, so that profiles with different block sizes share memory without a split
+// fixed at start. Blocks of one call lie side by side where they can, which lets transfers coalesce.
 //
 // Not thread-safe: the engine's step loop owns it. The arena outlives the pool. Blocks are 64-byte aligned.
 #pragma once

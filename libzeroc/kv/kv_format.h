@@ -1,7 +1,8 @@
-// What one profile makes of one model's KV cache: block layouts per layer, windows, and the maps into packed coordinates.
+// What one profile makes of one model's KV cache: block layouts per layer, windows, and the maps into packed
+// coordinates.
 //
-// Made once per profile and shared, read-only, by every sequence that uses it. Two workers may exchange blocks exactly when
-// model fingerprint, plan id and layout_hash agree.
+// Made once per profile and shared, read-only, by every sequence that uses it. Two workers may exchange blocks exactly
+// when model fingerprint, plan id and layout_hash agree.
 #pragma once
 
 #include <cstdint>

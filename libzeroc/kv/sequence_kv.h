@@ -1,9 +1,9 @@
 // The KV cache of one sequence: which block holds which 64 tokens, exact or packed, in every layer.
 //
 // One rule decides what a query sees (docs/kv_format.md): at position t the blocks b < PackedBlocksAt(t) are attended
-// packed, later ones exact, and the first sink_tokens always exact. Results therefore depend neither on the chunk size nor
-// on who computed which chunk. A block is packed once, from the bf16 values that the exact block holds, and its exact copy
-// is recycled as soon as no later query may see it, so exact bytes are bounded by the window plus one chunk.
+// packed, later ones exact, and the first sink_tokens always exact. Results therefore depend neither on the chunk size
+// nor on who computed which chunk. A block is packed once, from the bf16 values that the exact block holds, and its
+// exact copy is recycled as soon as no later query may see it, so exact bytes are bounded by the window plus one chunk.
 //
 // All blocks are taken at Create (admission is decided there, nothing fails later) and returned by the destructor.
 // Not thread-safe; the pool and this object belong to one step loop. Between BeginStep and EndStep, threads of the
@@ -67,8 +67,8 @@ class SequenceKv {
   // Copies the sink tokens out of exact block 0; call for every layer when pack_begin() == 0 < pack_end().
   void CopySink(int layer);
 
-  // What the queries at first_pos .. last_pos see, last_pos included: 1 to 3 segments. All of them must share one value of
-  // PackedBlocksAt. Returns the number of segments written.
+  // What the queries at first_pos .. last_pos see, last_pos included: 1 to 3 segments. All of them must share one
+  // value of PackedBlocksAt. Returns the number of segments written.
   int Segments(int layer, int first_pos, int last_pos, kernels::KvSegment out[3]) const;
 
   // Takes the step's tokens into the sequence and recycles exact blocks that left every later window.
@@ -77,7 +77,8 @@ class SequenceKv {
   // --- hand-off ---
 
   // Blocks that hold the first n_tokens tokens, as a decode worker needs them for its first query at position n_tokens.
-  // On the sender n_tokens() == n_tokens; on the receiver the sequence is empty and the blocks are where the wire writes.
+  // On the sender n_tokens() == n_tokens; on the receiver the sequence is empty and the blocks are where the wire
+  // writes.
   LayerBlocks BlocksAt(int layer, int n_tokens) const;
 
   // The receiver's commit: the wire has filled BlocksAt(., n_tokens). The sequence was empty.

@@ -34,7 +34,8 @@ class ForwardObserver {
   // Layer `layer` of every sequence of the batch is written and, where due, packed: its blocks may travel.
   virtual void OnLayerWritten(int /*layer*/) {}
 
-  // Calibration: post-RoPE queries and keys and unmapped values of one sequence, float32. Off by default (it costs time).
+  // Calibration: post-RoPE queries and keys and unmapped values of one sequence, float32. Off by default (it costs
+  // time).
   virtual bool WantsProjections() const { return false; }
   virtual void OnProjections(int /*layer*/, int /*first_pos*/, int /*n_tokens*/, const HeadRows& /*q*/,
                              const HeadRows& /*k*/, const HeadRows& /*v*/) {}
@@ -57,8 +58,8 @@ class LlamaModel {
   // The format of a profile for this model's engine; "none" without a plan. Cached.
   Result<std::shared_ptr<const KvFormat>> Format(const std::string& profile);
 
-  // Runs one step of every sequence (BeginStep .. EndStep are done here) and writes logits [sum of n_logits, vocab_size]
-  // in sequence order. Ids out of range are kInvalidArgument and nothing is changed.
+  // Runs one step of every sequence (BeginStep .. EndStep are done here) and writes logits [sum of n_logits,
+  // vocab_size] in sequence order. Ids out of range are kInvalidArgument and nothing is changed.
   Status Forward(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer = nullptr);
 
  private:

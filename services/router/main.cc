@@ -75,8 +75,8 @@ Status Serve(const RouterOptions& options, ShutdownSignal& signal) {
     routes.push_back(std::move(route));
   }
   std::unique_ptr<HttpServer> http_server;
-  ZEROC_ASSIGN_OR_RETURN(http_server, HttpServer::Start(options.http_listen, MakeHttpLimits(options),
-                                                        std::move(routes), FormatHttpError));
+  ZEROC_ASSIGN_OR_RETURN(
+      http_server, HttpServer::Start(options.http_listen, MakeHttpLimits(options), std::move(routes), FormatHttpError));
   grpc_server->SetServing(true);
   LogInfo("listening grpc_port=" + std::to_string(grpc_server->port()) +
           " http_port=" + std::to_string(http_server->port()));

@@ -1,6 +1,6 @@
 // No float copy of packed history exists: while a long prompt is prefilled and decoded under a packing profile, the
-// process's peak resident memory grows by the packed bytes and the exact windows, and by little else. A bf16 copy of one
-// layer's history would already break the bound.
+// process's peak resident memory grows by the packed bytes and the exact windows, and by little else. A bf16 copy of
+// one layer's history would already break the bound.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -64,7 +64,8 @@ TEST(PackedHistoryMemoryTest, PeakIsPackedBytesAndWindows) {
     const auto format = model->Format(profile).value();
     const auto pool = OwnedPool::Create(*format, 1, n, kChunk).value();
     {
-      // Every buffer of the engine grows to its size for this chunk length; the caches of short prompts are a few blocks.
+      // Every buffer of the engine grows to its size for this chunk length; the caches of short prompts are a few
+      // blocks.
       const auto warm = SequenceKv::Create(pool->pool(), format, n, kChunk).value();
       Prefill(*model, *warm, std::span(ids).first(2 * kChunk + 100), logits.data());
       const ForwardSequence step{warm.get(), {ids.data(), 1}, 1};
