@@ -3,10 +3,10 @@
 
     bench/shaped_link.py [--rates 100M,1G,10G] [--profiles bf16,q8,q4,q3,q2] [--repetitions 5] [--json FILE]
 
-Router and decode worker run in one network namespace, the prefill worker in another; the veth pair between them is shaped in
-both directions (bench/shaped_pair.py). Keys and values travel over UCX's TCP. The prompt is the demo's: real prose of about
-3,500 tokens. Profiles take turns, so that a slow moment of the machine does not hit one of them alone. At last every profile's
-tokens at temperature 0 are compared with those of the same cluster over shared memory.
+Router and decode worker run in one network namespace, the prefill worker in another; the veth pair between them is
+shaped in both directions (bench/shaped_pair.py). Keys and values travel over UCX's TCP. The prompt is the demo's: real
+prose of about 3,500 tokens. Profiles take turns, so that a slow moment of the machine does not hit one of them alone.
+At last every profile's tokens at temperature 0 are compared with those of the same cluster over shared memory.
 
 Exit code 0; 1 when something failed, tokens differ or the link is not as stated; 2 for bad usage.
 """
@@ -64,7 +64,7 @@ class Side(Process):
     def __init__(self, pair, side, program, args, log_dir):
         self.program, self.pair, self.side = program, pair, side
         self.log_path = pathlib.Path(log_dir) / f"{program}-{time.monotonic_ns()}.log"
-        # gRPC would ask a proxy even for its own network. `ip netns exec` becomes the program: the pid is the program's.
+        # gRPC would ask a proxy even for its own network. `ip netns exec` becomes the program, so the pid is right.
         env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         with open(self.log_path, "wb") as log:
             self.popen = subprocess.Popen([*pair.enter(side), BIN_DIR / program, *map(str, args)], cwd=ROOT, env=env,
@@ -94,8 +94,8 @@ def http_request(pair, side, port, method, path, body, timeout_s):
 
 
 class Trio:
-    """Router and decode at HOME, prefill AWAY or, with another `tls` than tcp, at HOME: UCX's shared memory does not reach from
-    one network namespace into another. `tls`: UCX's transports between the two workers."""
+    """Router and decode at HOME, prefill AWAY. `tls`: UCX's transports between the two workers; with another than tcp
+    prefill is at HOME too, because UCX's shared memory does not reach from one network namespace into another."""
 
     def __init__(self, pair, tls, threads, log_dir):
         self.pair, self.tls, self.threads, self.log_dir = pair, tls, threads, log_dir
@@ -117,13 +117,14 @@ class Trio:
 
     def _args(self, program, side, port):
         address = self.pair.addresses[side]
-        args = ["--model", MODEL_DIR, "--grpc-listen", f"{address}:{port}", "--http-listen", f"{address}:{port + HTTP - GRPC}"]
+        args = ["--model", MODEL_DIR, "--grpc-listen", f"{address}:{port}",
+                "--http-listen", f"{address}:{port + HTTP - GRPC}"]
         if program == "zeroc-router":
             return args
         # Shared memory would be chosen between two processes of one machine.
         network = ["--transport-net-devices", self.pair.devices[side]] if self.tls == "tcp" else []
-        return [*args, "--router", f"{self.pair.addresses[HOME]}:{GRPC}", "--kv-memory-mib", 256, "--threads", self.threads,
-                "--transport-tls", self.tls, *network]
+        return [*args, "--router", f"{self.pair.addresses[HOME]}:{GRPC}", "--kv-memory-mib", 256,
+                "--threads", self.threads, "--transport-tls", self.tls, *network]
 
     def complete(self, prompt, **fields):
         """The parsed answer to a greedy completion."""
@@ -158,14 +159,24 @@ def make_prompt(log_dir):
     path.write_text("".join((LICENSES / name).read_text() for name in ("GPL-3", "Apache-2.0")))
 
     def tool(*args):
-        done = subprocess.run([BIN_DIR / "zeroc", *args, "--model", MODEL_DIR, "--json"], capture_output=True, text=True,
-                              timeout=TOOL_S)
+        done = subprocess.run([BIN_DIR / "zeroc", *args, "--model", MODEL_DIR, "--json"], capture_output=True,
+                              text=True, timeout=TOOL_S)
         if done.returncode != 0:
             raise Failed(f"zeroc {args[0]}: {done.stderr.strip()}")
         return json.loads(done.stdout)
 
     ids = tool("tokenize", "--file", path)["ids"][:PROMPT_TOKENS]
     return tool("detokenize", "--ids", ",".join(map(str, ids)))["text"]
+
+
+def measure_link(pair, rate):
+    """Bits per second each way: the best of a few transfers, because others may hold the cores during one."""
+    achieved = {}
+    for name, sender, receiver in (("to_decode", AWAY, HOME), ("to_prefill", HOME, AWAY)):
+        achieved[name] = max(pair.measure(sender, receiver) for _ in range(3))
+        if achieved[name] < RATE_SHARE_MIN * rate and rate <= FAST:
+            raise Failed(f"the link was to carry {rate} bit/s and carries {achieved[name]:.0f} {name}")
+    return achieved
 
 
 def measure(trio, prompt, options, rate):
@@ -176,7 +187,7 @@ def measure(trio, prompt, options, rate):
         for profile in options.profiles[shift:] + options.profiles[:shift]:
             z = trio.complete(prompt, profile=profile, max_tokens=options.max_tokens)["zeroc"]
             record = {name: read(z) for name, (_, read) in TIMES.items()}
-            record |= {"wire_hidden_share": z["wire_hidden_share"], "kv_bytes": z["kv_bytes"], "transport": z["transport"]}
+            record |= {name: z[name] for name in ("wire_hidden_share", "kv_bytes", "transport")}
             # The least that the link needs for these bytes, and how much of that nobody had to wait for.
             record["link"] = z["kv_bytes"]["wire"] * 8 / rate
             record["link_hidden_share"] = max(0.0, 1 - record["wire_visible"] / record["link"])
@@ -217,10 +228,10 @@ def table(summary):
         return f"{figure['median']:.2f} ({figure['min']:.2f}..{figure['max']:.2f})"
 
     columns = ["ttft", "jct", "prefill", "wire_visible", "wire_total"]
-    base = next(iter(summary))
-    yield "| profile | KV sent, MB | " + " | ".join(f"{TIMES[name][0]}, ms" for name in columns) + (
-        f" | bytes / rate, ms | hidden, of total wire | hidden, of bytes / rate | JCT / {base} |")
-    yield "|---" * (len(columns) + 6) + "|"
+    headings = ["profile", "KV sent, MB", *(f"{TIMES[name][0]}, ms" for name in columns), "bytes / rate, ms",
+                "hidden, of total wire", "hidden, of bytes / rate", f"JCT / {next(iter(summary))}"]
+    yield "| " + " | ".join(headings) + " |"
+    yield "|---" * len(headings) + "|"
     for profile, figures in summary.items():
         cells = [profile, f"{figures['kv_bytes_wire'] / 1e6:.2f}", *(ms(figures[name]) for name in columns),
                  f"{figures['link']['median'] * 1e3:.1f}", share(figures["wire_hidden_share"]),
@@ -290,15 +301,14 @@ def run(options, result):
         with Trio(pair, "tcp", options.threads, log_dir) as trio:
             for rate in options.rates:
                 pair.shape(rate)
-                achieved = {"to_decode": pair.measure(AWAY, HOME), "to_prefill": pair.measure(HOME, AWAY)}
-                if min(achieved.values()) < RATE_SHARE_MIN * rate and rate <= FAST:
-                    raise Failed(f"the link was to carry {rate} bit/s and carries {achieved}")
+                achieved = measure_link(pair, rate)
                 records = measure(trio, prompt, options, achieved["to_decode"])
                 summary = summarise(records)
                 result["rates"].append({"rate": rate, "achieved": achieved, "summary": summary, "runs": records})
                 progress("")
-                print(f"\n{rate / 1e6:.0f} Mbit/s, as TCP payload {achieved['to_decode'] / 1e6:.0f} to decode and "
-                      f"{achieved['to_prefill'] / 1e6:.0f} to prefill; {next(iter(records.values()))[0]['transport']}\n")
+                carries = " and ".join(f"{bits / 1e6:.0f} {way.replace('_', ' ')}" for way, bits in achieved.items())
+                transport = next(iter(records.values()))[0]["transport"]
+                print(f"\n{rate / 1e6:.0f} Mbit/s, as TCP payload {carries}; {transport}\n")
                 print("\n".join(table(summary)), flush=True)
             pair.shape(CHECK_RATE)
             over_link = what_was_said(trio, prompt, options)

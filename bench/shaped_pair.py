@@ -8,8 +8,8 @@
             connection.connect()
 
 Side i is the namespace pair.names[i] with the address pair.addresses[i] on the device pair.devices[i]. Names carry the
-process id, so that runs do not meet. Not thread-safe. Leaving the `with` block removes the namespaces and thereby the link;
-processes in them must have ended before.
+process id, so that runs do not meet. Not thread-safe. Leaving the `with` block removes the namespaces and thereby the
+link; processes in them must have ended before.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ COMMAND_S = 20  # an ip or tc command
 TRANSFER_S = 60  # one measured transfer
 MEASURE_S = 0.5  # what a measured transfer should take; longer than any burst or slow start
 MEASURE_BYTES_MIN = 1 << 20
-# A burst is sent at once, so it has to be small beside one transfer of a prompt (about 1 MB): 0.1 ms of the rate, and not
-# below a few frames.
+# A burst is sent at once, so it has to be small beside one transfer of a prompt (about 1 MB): 0.1 ms of the rate, and
+# not below a few frames.
 BURST_S = 1e-4
 BURST_BYTES_MIN = 16 << 10
 QUEUE_S = 0.02  # a frame that would wait longer is dropped
@@ -86,8 +86,8 @@ class ShapedPair:
         command(*self.enter(side), "ip", "link", "set", "lo", "up")
         command(*self.enter(side), "ip", "address", "add", f"{self.addresses[side]}/24", "dev", device)
         command(*self.enter(side), "ip", "link", "set", device, "up")
-        # The machine's own choice may be BBR, which all but stops for 200 ms every 10 s to probe the round trip, and cubic is not
-        # open to every namespace. Where nothing is lost, reno sends the same.
+        # The machine's own choice may be BBR, which all but stops for 200 ms every 10 s to probe the round trip, and
+        # cubic is not open to every namespace. Where nothing is lost, reno sends the same.
         command(*self.enter(side), "sh", "-c", "echo reno > /proc/sys/net/ipv4/tcp_congestion_control")
 
     def _await_up(self, side):
