@@ -1,18 +1,18 @@
 #include "libzeroc/comm/checksum.h"
 
+#include <gtest/gtest.h>
+
 #include <cstring>
 #include <string_view>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 namespace zeroc {
 namespace {
 
 std::uint64_t Of(std::string_view text) { return Checksum64(std::as_bytes(std::span(text))); }
 
-// Published values of XXH3-64 with seed 0 (the empty input is in xxhash's own sanity test); a change of these breaks every
-// stored and sent checksum.
+// Published values of XXH3-64 with seed 0 (the empty input is in xxhash's own sanity test); a change of these breaks
+// every stored and sent checksum.
 TEST(Checksum, KnownValues) {
   EXPECT_EQ(Of(""), 0x2d06800538d394c2ull);
   EXPECT_NE(Of("a"), Of("b"));

@@ -175,7 +175,8 @@ void FakeNetwork::Packet::Detach() {
   local = copy;
 }
 
-Result<std::unique_ptr<FakeTransport>> FakeNetwork::Create(const TransportOptions& options, TransportListener& listener) {
+Result<std::unique_ptr<FakeTransport>> FakeNetwork::Create(const TransportOptions& options,
+                                                           TransportListener& listener) {
   ZEROC_RETURN_IF_ERROR(ValidateTransportOptions(options));
   if (options.name.empty() || nodes_.contains(options.name)) {
     return InvalidArgument("fake: the name '" + options.name + "' is empty or taken");
@@ -337,7 +338,10 @@ void FakeNetwork::Cut(const std::string& a, const std::string& b) {
 // ---- transport ----
 
 FakeTransport::FakeTransport(FakeNetwork& network, const TransportOptions& options, TransportListener& listener)
-    : network_(network), name_(options.name), incarnation_(network.next_incarnation_++), wire_(std::make_unique<FakeWire>(network, options.name)) {
+    : network_(network),
+      name_(options.name),
+      incarnation_(network.next_incarnation_++),
+      wire_(std::make_unique<FakeWire>(network, options.name)) {
   Start(options, listener, *wire_, network.rng_());
   network.nodes_[name_] = this;
 }

@@ -1,10 +1,10 @@
-// FakeNetwork and FakeTransport: the real transport protocol over a scripted network with a virtual clock, for simulation
-// tests. One thread, no sleeping; the same seed and the same calls give the same run.
+// FakeNetwork and FakeTransport: the real transport protocol over a scripted network with a virtual clock, for
+// simulation tests. One thread, no sleeping; the same seed and the same calls give the same run.
 //
 // Callbacks run inside FakeNetwork::Step (or a transport's destructor). The network must outlive its transports.
-// What it can do to the traffic, besides the faults below: kill a node, stall it (SIGSTOP) and resume it, cut a link. Bytes
-// on their way stay on their way: a piece or a put that was sent before its sender died or closed still lands, late; that is
-// the case that leases and quarantine exist for.
+// What it can do to the traffic, besides the faults below: kill a node, stall it (SIGSTOP) and resume it, cut a link.
+// Bytes on their way stay on their way: a piece or a put that was sent before its sender died or closed still lands,
+// late; that is the case that leases and quarantine exist for.
 #pragma once
 
 #include <cstdint>
@@ -56,8 +56,8 @@ class FakeNetwork {
   // `options.name` names the node and must be unique among the living. kInvalidArgument.
   Result<std::unique_ptr<FakeTransport>> Create(const TransportOptions& options, TransportListener& listener);
 
-  // Does the next thing that is due: commands posted since, then the earliest event, advancing the clock to it. False when
-  // nothing will ever happen again without a new call.
+  // Does the next thing that is due: commands posted since, then the earliest event, advancing the clock to it. False
+  // when nothing will ever happen again without a new call.
   bool Step();
   // Steps until nothing is due, or `steps_max`. Returns the steps made.
   std::uint64_t RunUntilIdle(std::uint64_t steps_max = 1'000'000);
@@ -67,8 +67,8 @@ class FakeNetwork {
   double now_seconds() const { return now_; }
   std::uint64_t steps() const { return steps_; }
 
-  // The node is gone at once: it computes nothing more and calls nothing back; peers notice after the detection time. Its
-  // transport object may be destroyed at any time later, silently.
+  // The node is gone at once: it computes nothing more and calls nothing back; peers notice after the detection time.
+  // Its transport object may be destroyed at any time later, silently.
   void Kill(const std::string& name);
   void KillAtStep(std::uint64_t step, std::string name) { kills_[step].push_back(std::move(name)); }
   // The node neither computes nor reads; what it sent is on its way and one-sided puts into its memory land.

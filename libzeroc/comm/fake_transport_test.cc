@@ -1,8 +1,8 @@
 // What the fake network adds to the contract: faults on a virtual clock. And the receiving half against hostile frames.
 #include "libzeroc/comm/fake_transport.h"
 
-
 #include <algorithm>
+
 #include "libzeroc/comm/transport_contract.h"
 
 namespace zeroc {
@@ -164,10 +164,10 @@ TEST(TransportCore, HostilePiecesNeverReachTheListenerOrTheArena) {
     core.OnFrame(EncodeFrameHeader(piece), payload);
     core.Settle();
   };
-  send(3997, 100);                     // one byte too far
+  send(3997, 100);  // one byte too far
   send(4096, 100);
-  send(~std::uint64_t{0} - 50, 100);   // offset + bytes wraps to 49
-  send(0, 99);                         // less than the payload
+  send(~std::uint64_t{0} - 50, 100);  // offset + bytes wraps to 49
+  send(0, 99);                        // less than the payload
   send(0, ~std::uint64_t{0});
   EXPECT_EQ(hears.accepted(), 0u);
   EXPECT_EQ(core.probe().Read().pieces_rejected, 5u);

@@ -35,7 +35,8 @@ Result<std::string> TakeSized(std::span<const std::byte>& bytes, std::size_t max
   if (bytes.size() < 4) return InvalidArgument(where + ": truncated length");
   const std::size_t size = Load<std::uint32_t>(bytes.data());
   bytes = bytes.subspan(4);
-  if (size > max_bytes) return InvalidArgument(where + ": " + std::to_string(size) + " bytes, at most " + std::to_string(max_bytes));
+  if (size > max_bytes)
+    return InvalidArgument(where + ": " + std::to_string(size) + " bytes, at most " + std::to_string(max_bytes));
   if (size > bytes.size()) return InvalidArgument(where + ": truncated");
   std::string text(reinterpret_cast<const char*>(bytes.data()), size);
   bytes = bytes.subspan(size);

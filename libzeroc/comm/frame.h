@@ -35,13 +35,13 @@ using FrameHeaderBytes = std::array<std::byte, kFrameHeaderBytes>;
 
 struct FrameHeader {
   FrameKind kind = FrameKind::kMessage;
-  bool from_connector = false;    // which end of the connection sent it
-  std::uint16_t type = 0;         // of a message, the caller's
-  std::uint64_t connection = 0;   // random, chosen by the connector
+  bool from_connector = false;   // which end of the connection sent it
+  std::uint16_t type = 0;        // of a message, the caller's
+  std::uint64_t connection = 0;  // random, chosen by the connector
   std::uint64_t sequence = 0;
   WriteTag tag;
   std::uint64_t offset = 0;
-  std::uint64_t bytes = 0;        // of the piece
+  std::uint64_t bytes = 0;  // of the piece
   friend bool operator==(const FrameHeader&, const FrameHeader&) = default;
 };
 

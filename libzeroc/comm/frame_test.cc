@@ -1,8 +1,8 @@
 #include "libzeroc/comm/frame.h"
 
-#include <random>
-
 #include <gtest/gtest.h>
+
+#include <random>
 
 namespace zeroc {
 namespace {

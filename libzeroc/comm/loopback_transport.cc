@@ -1,7 +1,7 @@
 #include "libzeroc/comm/loopback_transport.h"
 
-#include <chrono>
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <new>
 #include <random>
@@ -97,9 +97,10 @@ bool LoopbackHub::Deliver(const PeerAddress& to, const FrameHeader& header, std:
   MutexLock lock(mu_);
   const auto it = nodes_.find(to.bytes);
   if (it == nodes_.end()) return false;
-  it->second.transport->Post(
-      [header = EncodeFrameHeader(header), data = std::vector<std::byte>(payload.begin(), payload.end())](
-          TransportCore& core) { core.OnFrame(header, data); });
+  it->second.transport->Post([header = EncodeFrameHeader(header),
+                              data = std::vector<std::byte>(payload.begin(), payload.end())](TransportCore& core) {
+    core.OnFrame(header, data);
+  });
   return true;
 }
 
@@ -115,7 +116,8 @@ bool LoopbackHub::Put(const PeerAddress& to, std::uint64_t offset, std::span<con
 
 Result<std::unique_ptr<LoopbackTransport>> LoopbackTransport::Create(const TransportOptions& options,
                                                                      TransportListener& listener,
-                                                                     std::shared_ptr<LoopbackHub> hub, Delivery delivery) {
+                                                                     std::shared_ptr<LoopbackHub> hub,
+                                                                     Delivery delivery) {
   ZEROC_RETURN_IF_ERROR(ValidateTransportOptions(options));
   return std::unique_ptr<LoopbackTransport>(new LoopbackTransport(options, listener, std::move(hub), delivery));
 }
@@ -162,9 +164,11 @@ void LoopbackTransport::Run() {
 }
 
 Result<std::span<std::byte>> LoopbackTransport::AllocateArena(std::uint64_t bytes) {
-  if (bytes == 0 || LocalArena().bytes != 0) return FailedPrecondition("loopback: the arena is empty or there is one already");
+  if (bytes == 0 || LocalArena().bytes != 0)
+    return FailedPrecondition("loopback: the arena is empty or there is one already");
   owned_arena_.reset(new (std::nothrow) Line[(bytes + sizeof(Line) - 1) / sizeof(Line)]());
-  if (!owned_arena_) return ResourceExhausted("loopback: no memory for an arena of " + std::to_string(bytes) + " bytes");
+  if (!owned_arena_)
+    return ResourceExhausted("loopback: no memory for an arena of " + std::to_string(bytes) + " bytes");
   const std::span<std::byte> arena(owned_arena_[0].bytes, bytes);
   ZEROC_RETURN_IF_ERROR(RegisterArena(arena));
   return arena;

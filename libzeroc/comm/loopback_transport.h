@@ -1,5 +1,5 @@
-// LoopbackTransport: the Transport between workers of one process, each with its own thread. For tests and for running all
-// workers in one binary; no network, no UCX. Thread-safety as Transport says.
+// LoopbackTransport: the Transport between workers of one process, each with its own thread. For tests and for running
+// all workers in one binary; no network, no UCX. Thread-safety as Transport says.
 #pragma once
 
 #include <map>
@@ -21,8 +21,8 @@ class LoopbackWire;
 // The transports that can reach each other. Any thread. Shared by them: it lives until the last is gone.
 class LoopbackHub {
  public:
-  // Breaks every link to and from `address` without a farewell, as if the process had died. The transport itself lives on
-  // and can be connected to again.
+  // Breaks every link to and from `address` without a farewell, as if the process had died. The transport itself lives
+  // on and can be connected to again.
   void Cut(const PeerAddress& address);
 
  private:

@@ -1,4 +1,5 @@
-// Counters of one transport, listed with units in docs/metrics.md. Written by the transport's thread, read by any.
+// Counters of one transport, for tests and diagnosis; the workers' metrics page does not show them (docs/metrics.md lists
+// what it shows). Written by the transport's thread, read by any.
 #pragma once
 
 #include <atomic>
@@ -9,11 +10,11 @@ namespace zeroc {
 class TransportProbe {
  public:
   struct Snapshot {
-    std::uint64_t bytes_written = 0;      // bytes of writes, as sender; acknowledged (am) or complete (put)
-    std::uint64_t bytes_received = 0;     // bytes placed in the local arena by active messages; put is not seen
-    std::uint64_t pieces_sent = 0;        // pieces of writes posted
-    std::uint64_t pieces_received = 0;    // pieces placed in the local arena
-    std::uint64_t pieces_rejected = 0;    // pieces refused before the copy: lease, generation or range
+    std::uint64_t bytes_written = 0;    // bytes of writes, as sender; acknowledged (am) or complete (put)
+    std::uint64_t bytes_received = 0;   // bytes placed in the local arena by active messages; put is not seen
+    std::uint64_t pieces_sent = 0;      // pieces of writes posted
+    std::uint64_t pieces_received = 0;  // pieces placed in the local arena
+    std::uint64_t pieces_rejected = 0;  // pieces refused before the copy: lease, generation or range
     std::uint64_t messages_sent = 0;
     std::uint64_t messages_received = 0;
     std::uint64_t messages_rejected = 0;  // unknown type or malformed payload
@@ -37,10 +38,9 @@ class TransportProbe {
   // The fields are read one by one: consistent each, not together.
   Snapshot Read() const {
     const auto get = [](const Counter& counter) { return counter.load(std::memory_order_relaxed); };
-    return {get(bytes_written_),     get(bytes_received_), get(pieces_sent_),
-            get(pieces_received_),   get(pieces_rejected_), get(messages_sent_),
-            get(messages_received_), get(messages_rejected_), get(frames_dropped_),
-            get(peers_failed_)};
+    return {get(bytes_written_),   get(bytes_received_), get(pieces_sent_),       get(pieces_received_),
+            get(pieces_rejected_), get(messages_sent_),  get(messages_received_), get(messages_rejected_),
+            get(frames_dropped_),  get(peers_failed_)};
   }
 
  private:

@@ -31,7 +31,8 @@ Status ValidateTransportOptions(const TransportOptions& options) {
   return CheckRange("peers_max", options.peers_max, 1, 65'536);
 }
 
-void QueuedTransport::Start(const TransportOptions& options, TransportListener& listener, Wire& wire, std::uint64_t seed) {
+void QueuedTransport::Start(const TransportOptions& options, TransportListener& listener, Wire& wire,
+                            std::uint64_t seed) {
   core_ = std::make_unique<TransportCore>(options, listener, wire, seed);
 }
 
@@ -91,9 +92,11 @@ Result<PeerId> QueuedTransport::Connect(const PeerAddress& address, const Remote
   return id;
 }
 
-void QueuedTransport::Write(PeerId peer, const WriteTag& tag, std::span<const std::byte> local, std::uint64_t remote_offset,
-                            Callback done) {
-  Post([=, done = OrNothing(std::move(done))](TransportCore& core) { core.Write(peer, tag, local, remote_offset, done); });
+void QueuedTransport::Write(PeerId peer, const WriteTag& tag, std::span<const std::byte> local,
+                            std::uint64_t remote_offset, Callback done) {
+  Post([=, done = OrNothing(std::move(done))](TransportCore& core) {
+    core.Write(peer, tag, local, remote_offset, done);
+  });
 }
 
 void QueuedTransport::Flush(PeerId peer, Callback done) {

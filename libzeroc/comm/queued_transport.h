@@ -1,8 +1,8 @@
-// QueuedTransport: the thread-safe face of a TransportCore. Every call becomes a command that the owner runs later, so the
-// core and the wire stay single-threaded and callbacks may call anything. Base of all transports.
+// QueuedTransport: the thread-safe face of a TransportCore. Every call becomes a command that the owner runs later, so
+// the core and the wire stay single-threaded and callbacks may call anything. Base of all transports.
 //
-// A queue, not a lock around the library: UCX's own serialised mode would make every caller wait for a progress call that may
-// be copying a megabyte, and would run callbacks on whichever thread happened to progress.
+// A queue, not a lock around the library: UCX's own serialised mode would make every caller wait for a progress call
+// that may be copying a megabyte, and would run callbacks on whichever thread happened to progress.
 #pragma once
 
 #include <cstdint>

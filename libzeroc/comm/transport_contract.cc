@@ -281,7 +281,9 @@ TEST_P(TransportContract, AMessageSentFromFlushFindsTheBytesInPlace) {
   Join();
   const auto bytes = PatternBytes(42, 5'000'011);
   std::uint64_t seen = 0;
-  decode_hears_.on_message = [&](const RecordingListener::Message&) { seen = Checksum64(arena_.subspan(17, bytes.size())); };
+  decode_hears_.on_message = [&](const RecordingListener::Message&) {
+    seen = Checksum64(arena_.subspan(17, bytes.size()));
+  };
   Outcomes outcomes;
   for (int round = 0; round < 5; ++round) {
     std::fill(arena_.begin(), arena_.end(), std::byte{0});
@@ -348,7 +350,8 @@ TEST_P(TransportContract, AnOutdatedArenaKeyIsRefused) {
   prefill_->Write(*peer, kTag, bytes, kArenaBytes, outcomes.Next());
   ASSERT_TRUE(Wait([&] { return outcomes.all() && prefill_hears_.failures().size() == 1; }));
   const StatusCode code = outcomes.seen()[0].code();  // kNotFound: the refusal was faster than this thread
-  EXPECT_TRUE(code == StatusCode::kFailedPrecondition || code == StatusCode::kNotFound) << outcomes.seen()[0].ToString();
+  EXPECT_TRUE(code == StatusCode::kFailedPrecondition || code == StatusCode::kNotFound)
+      << outcomes.seen()[0].ToString();
   EXPECT_EQ(prefill_hears_.failures()[*peer].code(), StatusCode::kFailedPrecondition);
   EXPECT_EQ(prefill_->probe().Read().pieces_sent, 0u);
   EXPECT_TRUE(prefill_->Describe(to_decode_).ok()) << "the good connection lives on";
@@ -359,7 +362,8 @@ TEST_P(TransportContract, AMessageNobodyKnowsIsCountedAndTheConnectionLives) {
   Outcomes outcomes;
   prefill_->Send(to_decode_, RecordingListener::kUnknownType, TextBytes("?"), outcomes.Next());
   prefill_->Send(to_decode_, 1, TextBytes("known"), outcomes.Next());
-  ASSERT_TRUE(Wait([&] { return decode_hears_.messages().size() == 1 && decode_hears_.protocol_errors().size() == 1; }));
+  ASSERT_TRUE(
+      Wait([&] { return decode_hears_.messages().size() == 1 && decode_hears_.protocol_errors().size() == 1; }));
   EXPECT_EQ(decode_hears_.protocol_errors()[0].code(), StatusCode::kUnimplemented);
   EXPECT_EQ(decode_->probe().Read().messages_rejected, 1u);
   EXPECT_TRUE(decode_hears_.failures().empty());
@@ -420,7 +424,8 @@ TEST_P(TransportContract, ADestroyedPeerFailsWhatIsPendingAndIsReportedOnce) {
   decode_.reset();
   ASSERT_TRUE(Wait([&] { return outcomes.all() && prefill_hears_.failures().size() == 1; }));
   const Status failure = prefill_hears_.failures()[to_decode_];
-  EXPECT_TRUE(failure.code() == StatusCode::kCancelled || failure.code() == StatusCode::kUnavailable) << failure.ToString();
+  EXPECT_TRUE(failure.code() == StatusCode::kCancelled || failure.code() == StatusCode::kUnavailable)
+      << failure.ToString();
   EXPECT_NE(failure.message().find("decode-0"), std::string_view::npos) << failure.ToString();
   Outcomes after;
   prefill_->Write(to_decode_, kTag, bytes, 0, after.Next());

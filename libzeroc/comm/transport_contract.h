@@ -1,6 +1,8 @@
-// The contract of Transport as one test suite, instantiated for every implementation. A harness makes transports that can
-// reach each other and knows how to wait for them.
+// The contract of Transport as one test suite, instantiated for every implementation. A harness makes transports that
+// can reach each other and knows how to wait for them.
 #pragma once
+
+#include <gtest/gtest.h>
 
 #include <cstdint>
 #include <functional>
@@ -10,8 +12,6 @@
 #include <span>
 #include <string>
 #include <vector>
-
-#include <gtest/gtest.h>
 
 #include "libzeroc/base/mutex.h"
 #include "libzeroc/comm/transport.h"
@@ -24,8 +24,8 @@ class TransportHarness {
   virtual Result<std::unique_ptr<Transport>> Make(const TransportOptions& options, TransportListener& listener) = 0;
   // True as soon as `condition` holds, false after about `seconds`.
   virtual bool WaitFor(const std::function<bool()>& condition, double seconds) = 0;
-  virtual Delivery delivery() const = 0;       // to an arena made by AllocateArena
-  virtual bool may_use_threads() const = 0;    // the transport may be called from several threads
+  virtual Delivery delivery() const = 0;     // to an arena made by AllocateArena
+  virtual bool may_use_threads() const = 0;  // the transport may be called from several threads
 };
 
 // Polls with short sleeps.

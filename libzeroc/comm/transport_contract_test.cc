@@ -15,7 +15,9 @@ class LoopbackHarness final : public TransportHarness {
     if (!transport.ok()) return transport.status();
     return std::unique_ptr<Transport>(std::move(transport).value());
   }
-  bool WaitFor(const std::function<bool()>& condition, double seconds) override { return WaitOnThreads(condition, seconds); }
+  bool WaitFor(const std::function<bool()>& condition, double seconds) override {
+    return WaitOnThreads(condition, seconds);
+  }
   Delivery delivery() const override { return delivery_; }
   bool may_use_threads() const override { return true; }
 

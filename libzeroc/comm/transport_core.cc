@@ -17,7 +17,8 @@ std::uint64_t Mix(std::uint64_t& state) {
 
 }  // namespace
 
-TransportCore::TransportCore(const TransportOptions& options, TransportListener& listener, Wire& wire, std::uint64_t seed)
+TransportCore::TransportCore(const TransportOptions& options, TransportListener& listener, Wire& wire,
+                             std::uint64_t seed)
     : options_(options), listener_(listener), wire_(wire), seed_(seed) {}
 
 TransportCore::~TransportCore() = default;
@@ -119,11 +120,11 @@ void TransportCore::Write(PeerId id, const WriteTag& tag, std::span<const std::b
   if (peer == nullptr) return done(NotUsable(id));
   if (!peer->usable()) return done(peer->end);
   if (peer->arena.bytes == 0 || !InRange(remote_offset, local.size(), peer->arena.bytes)) {
-    const Status status = peer->arena.bytes == 0
-                              ? FailedPrecondition("transport: " + peer->info.name + " has no arena to write to")
-                              : OutOfRange("transport: write of " + Range(remote_offset, local.size()) + " to " +
-                                           peer->info.name + ", whose arena has " + std::to_string(peer->arena.bytes) +
-                                           " bytes");
+    const Status status =
+        peer->arena.bytes == 0
+            ? FailedPrecondition("transport: " + peer->info.name + " has no arena to write to")
+            : OutOfRange("transport: write of " + Range(remote_offset, local.size()) + " to " + peer->info.name +
+                         ", whose arena has " + std::to_string(peer->arena.bytes) + " bytes");
     peer->write_failures.emplace(peer->next_write++, status);
     return done(status);
   }
@@ -227,8 +228,9 @@ void TransportCore::FinishPeer(PeerId id) {
 void TransportCore::CheckDeadline(Peer& peer, double now) {
   if (now < peer.deadline) return;
   if (peer.state == Peer::State::kConnecting) {
-    BeginClose(peer, Status(StatusCode::kDeadlineExceeded, "transport: connect to " + peer.info.name + ": no answer in " +
-                                                               std::to_string(options_.connect_timeout_ms) + " ms"));
+    BeginClose(peer,
+               Status(StatusCode::kDeadlineExceeded, "transport: connect to " + peer.info.name + ": no answer in " +
+                                                         std::to_string(options_.connect_timeout_ms) + " ms"));
   } else if (peer.state == Peer::State::kLeaving) {
     BeginClose(peer, peer.end);
   }
@@ -281,7 +283,8 @@ void TransportCore::Pump(Peer& peer) {
       continue;
     }
     PostPiece(peer, write);
-    if (!peer.queued_writes.empty() && peer.queued_writes.front() == write && write->posted_bytes == write->local.size()) {
+    if (!peer.queued_writes.empty() && peer.queued_writes.front() == write &&
+        write->posted_bytes == write->local.size()) {
       peer.queued_writes.pop_front();
     }
     if (peer.state != Peer::State::kUp) return;
@@ -383,12 +386,13 @@ void TransportCore::OnAck(Peer& peer, std::span<const std::byte> payload) {
     WriteOp& write = *it->second.write;
     if (ack.verdict != PieceVerdict::kPlaced && write.status.ok()) {
       const std::string what = "transport: write of " + Range(write.remote_offset, write.local.size()) + " for lease " +
-                               std::to_string(write.tag.lease_id) + " generation " + std::to_string(write.tag.generation) +
-                               " refused by " + peer.info.name;
+                               std::to_string(write.tag.lease_id) + " generation " +
+                               std::to_string(write.tag.generation) + " refused by " + peer.info.name;
       if (ack.verdict == PieceVerdict::kOutOfRange) {
         write.status = OutOfRange(what + ": outside its arena");
       } else {
-        write.status = FailedPrecondition(what + (ack.verdict == PieceVerdict::kRefused ? ": not accepted" : ": copy failed"));
+        write.status =
+            FailedPrecondition(what + (ack.verdict == PieceVerdict::kRefused ? ": not accepted" : ": copy failed"));
       }
     }
     FinishPieceIfOver(peer, ack.sequence);

@@ -1,10 +1,10 @@
-// TransportCore: the protocol of every transport, free of I/O, threads and clocks: handshake, cutting writes into pieces, the
-// window, acknowledgements, flushes, failure. Loopback, fake and UCX differ only in the Wire beneath.
+// TransportCore: the protocol of every transport, free of I/O, threads and clocks: handshake, cutting writes into
+// pieces, the window, acknowledgements, flushes, failure. Loopback, fake and UCX differ only in the Wire beneath.
 //
-// Threads: one owner thread, except where a method says "any thread". The owner calls Settle() after each batch of calls; it
-// does the deferred work: sending what the window allows, acknowledging, finishing closed peers.
-// User callbacks and the listener are called from inside these methods and must not call back into the core: the transports
-// put a queue between (queued_transport.h).
+// Threads: one owner thread, except where a method says "any thread". The owner calls Settle() after each batch of
+// calls; it does the deferred work: sending what the window allows, acknowledging, finishing closed peers.
+// User callbacks and the listener are called from inside these methods and must not call back into the core: the
+// transports put a queue between (queued_transport.h).
 #pragma once
 
 #include <atomic>
@@ -53,7 +53,8 @@ class TransportCore {
   // Owner thread from here on. Meanings as in Transport.
   void SetArena(std::span<std::byte> arena, RemoteArena published);
   void Connect(PeerId peer, const PeerAddress& address, RemoteArena arena, std::string name);
-  void Write(PeerId peer, const WriteTag& tag, std::span<const std::byte> local, std::uint64_t remote_offset, Callback done);
+  void Write(PeerId peer, const WriteTag& tag, std::span<const std::byte> local, std::uint64_t remote_offset,
+             Callback done);
   void Flush(PeerId peer, Callback done);
   void Send(PeerId peer, std::uint16_t type, std::vector<std::byte> payload, Callback done);
   void Close(PeerId peer, Callback done);
@@ -62,7 +63,8 @@ class TransportCore {
   void CloseAll();
   bool idle() const { return peers_.empty(); }
 
-  // From the wire. A piece comes whole through OnFrame, or (rendezvous) by BeginPiece, the wire's own copy to `to`, EndPiece.
+  // From the wire. A piece comes whole through OnFrame, or (rendezvous) by BeginPiece, the wire's own copy to `to`,
+  // EndPiece.
   void OnFrame(std::span<const std::byte> header, std::span<const std::byte> payload);
   std::optional<PieceTarget> BeginPiece(std::span<const std::byte> header, std::uint64_t payload_bytes);
   void EndPiece(const PieceTarget& target, const Status& status);

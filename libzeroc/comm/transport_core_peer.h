@@ -89,7 +89,7 @@ struct TransportCore::Peer {
   double busy_since = 0;
   PeerStats stats;
 
-  Status end;              // why it ends
+  Status end;  // why it ends
   bool local_close = false;
   std::vector<Callback> closers;
 

@@ -33,7 +33,8 @@ FrameHeader TransportCore::MakeHeader(const Peer& peer, FrameKind kind) const {
   return header;
 }
 
-void TransportCore::SendControl(Peer& peer, const FrameHeader& header, std::vector<std::byte> payload, Wire::Done then) {
+void TransportCore::SendControl(Peer& peer, const FrameHeader& header, std::vector<std::byte> payload,
+                                Wire::Done then) {
   auto data = std::make_shared<std::vector<std::byte>>(std::move(payload));
   wire_.SendFrame(peer.id, header, *data, [this, data, id = peer.id, then = std::move(then)](const Status& status) {
     if (then) return then(status);
@@ -127,15 +128,17 @@ void TransportCore::OnControl(Peer& peer, const FrameHeader& header, std::span<c
 void TransportCore::OnHello(const FrameHeader& header, std::span<const std::byte> payload) {
   auto hello = DecodeHello(payload);
   if (!hello.ok() || !header.from_connector) {
-    return Reject(hello.ok() ? "transport hello: wrong direction" : std::string(hello.status().message()), PeerId::kNone);
+    return Reject(hello.ok() ? "transport hello: wrong direction" : std::string(hello.status().message()),
+                  PeerId::kNone);
   }
   if (Peer* known = FindConnection(header); known != nullptr) {  // a repeated hello gets the same answer
     if (known->usable()) SendControl(*known, MakeHeader(*known, FrameKind::kHelloAck), {});
     return;
   }
   if (peers_.size() >= static_cast<std::size_t>(options_.peers_max)) {
-    return Reject("transport hello of " + hello->name + ": peers_max = " + std::to_string(options_.peers_max) + " reached",
-                  PeerId::kNone);
+    return Reject(
+        "transport hello of " + hello->name + ": peers_max = " + std::to_string(options_.peers_max) + " reached",
+        PeerId::kNone);
   }
   const RemoteArena arena = LocalArena();
   Peer& peer = AddPeer(NewPeerId(), header.connection, /*incoming=*/true, hello->name);
@@ -148,8 +151,9 @@ void TransportCore::OnHello(const FrameHeader& header, std::span<const std::byte
   }
   if (header.bytes != 0 && (header.offset != arena.base || header.bytes != arena.bytes)) {
     peer.local_close = true;
-    const std::string reason = "the arena of " + std::to_string(header.bytes) + " bytes is not what this worker has now (" +
-                               std::to_string(arena.bytes) + " bytes): outdated key";
+    const std::string reason = "the arena of " + std::to_string(header.bytes) +
+                               " bytes is not what this worker has now (" + std::to_string(arena.bytes) +
+                               " bytes): outdated key";
     const auto bytes = AsBytes(reason);
     return Leave(peer, FailedPrecondition(reason), MakeHeader(peer, FrameKind::kRefuse), {bytes.begin(), bytes.end()});
   }
@@ -210,7 +214,8 @@ std::optional<TransportCore::PieceTarget> TransportCore::BeginPiece(std::span<co
                                                                     std::uint64_t payload_bytes) {
   const auto header = DecodeFrameHeader(header_bytes);
   if (!header.ok() || header->kind != FrameKind::kPiece) {
-    Reject(header.ok() ? "transport frame: a bulk payload on a frame that is no piece" : std::string(header.status().message()),
+    Reject(header.ok() ? "transport frame: a bulk payload on a frame that is no piece"
+                       : std::string(header.status().message()),
            PeerId::kNone);
     return std::nullopt;
   }
@@ -223,9 +228,10 @@ std::optional<TransportCore::PieceTarget> TransportCore::BeginPiece(std::span<co
   PieceVerdict verdict = PieceVerdict::kPlaced;
   if (header->bytes != payload_bytes || payload_bytes == 0 || !InRange(header->offset, payload_bytes, arena_.size())) {
     verdict = PieceVerdict::kOutOfRange;
-    listener_.OnProtocolError(peer->id, InvalidArgument("transport piece " + Range(header->offset, header->bytes) + " with " +
-                                                        std::to_string(payload_bytes) + " bytes from " + peer->info.name +
-                                                        ": outside the arena of " + std::to_string(arena_.size()) + " bytes"));
+    listener_.OnProtocolError(peer->id,
+                              InvalidArgument("transport piece " + Range(header->offset, header->bytes) + " with " +
+                                              std::to_string(payload_bytes) + " bytes from " + peer->info.name +
+                                              ": outside the arena of " + std::to_string(arena_.size()) + " bytes"));
   } else if (!listener_.AcceptWrite(peer->id, header->tag, header->offset, payload_bytes)) {
     verdict = PieceVerdict::kRefused;
   }

@@ -26,8 +26,8 @@ class Wire {
   virtual double NowSeconds() const = 0;  // monotonic
   virtual const PeerAddress& LocalAddress() const = 0;
 
-  // Makes the link; reachability shows later. Close is due also after a failure that came by OnLinkFailed, but not after a
-  // status that is not OK from here.
+  // Makes the link; reachability shows later. Close is due also after a failure that came by OnLinkFailed, but not
+  // after a status that is not OK from here.
   virtual Status Open(PeerId peer, const PeerAddress& address) = 0;
 
   // The link carries frames by now: how writes to `arena` go best. Fails on a malformed key.

@@ -16,7 +16,9 @@ class UcxHarness final : public TransportHarness {
     ucx.net_devices = net_devices_;
     return CreateUcxTransport(ucx, listener);
   }
-  bool WaitFor(const std::function<bool()>& condition, double seconds) override { return WaitOnThreads(condition, seconds); }
+  bool WaitFor(const std::function<bool()>& condition, double seconds) override {
+    return WaitOnThreads(condition, seconds);
+  }
   Delivery delivery() const override { return delivery_; }
   bool may_use_threads() const override { return true; }
 

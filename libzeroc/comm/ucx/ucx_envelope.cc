@@ -28,7 +28,8 @@ std::string SealUcx(std::string_view bytes) {
 
 Result<std::string> UnsealUcx(std::string_view sealed, std::string_view what) {
   const std::string where = "ucx: " + std::string(what) + " of " + std::to_string(sealed.size()) + " bytes: ";
-  if (sealed.size() <= kMagic.size() + 8 || !sealed.starts_with(kMagic)) return InvalidArgument(where + "not made by UCX");
+  if (sealed.size() <= kMagic.size() + 8 || !sealed.starts_with(kMagic))
+    return InvalidArgument(where + "not made by UCX");
   const std::string_view bytes = sealed.substr(kMagic.size() + 8);
   if (sealed.substr(kMagic.size(), 8) != ChecksumBytes(bytes)) return InvalidArgument(where + "damaged");
   return std::string(bytes);

@@ -1,6 +1,6 @@
-// Opaque bytes of UCX (worker addresses, remote keys) in an envelope of ours: UCX parses them without checking, so bytes that
-// were cut, mixed up or damaged on their way through RPC must not reach it. Guards against accidents, not against malice.
-// Pure. Any thread.
+// Opaque bytes of UCX (worker addresses, remote keys) in an envelope of ours: UCX parses them without checking, so
+// bytes that were cut, mixed up or damaged on their way through RPC must not reach it. Guards against accidents, not
+// against malice. Pure. Any thread.
 #pragma once
 
 #include <string>

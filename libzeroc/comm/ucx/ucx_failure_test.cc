@@ -1,5 +1,5 @@
-// A peer in another process dies (SIGKILL) or stops (SIGSTOP) in the middle of a stream of writes. The helper is exec'd by
-// posix_spawn: a fork of a process that uses UCX would share its sockets and threads.
+// A peer in another process dies (SIGKILL) or stops (SIGSTOP) in the middle of a stream of writes. The helper is exec'd
+// by posix_spawn: a fork of a process that uses UCX would share its sockets and threads.
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
@@ -28,7 +28,9 @@ double SecondsSince(Clock::time_point start) { return std::chrono::duration<doub
 double CpuSeconds() {
   rusage usage{};
   ::getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& t) { return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec); };
+  const auto seconds = [](const timeval& t) {
+    return static_cast<double>(t.tv_sec) + 1e-6 * static_cast<double>(t.tv_usec);
+  };
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 

@@ -75,8 +75,8 @@ std::vector<UcxLane> ParseUcxLanes(std::string_view description) {
 
 bool HasRdmaPutLane(const std::vector<UcxLane>& lanes) {
   return std::any_of(lanes.begin(), lanes.end(), [](const UcxLane& lane) {
-    const bool rdma = lane.transport.starts_with("rc_") || lane.transport.starts_with("dc_") || lane.transport == "dc" ||
-                      lane.transport == "rc";
+    const bool rdma = lane.transport.starts_with("rc_") || lane.transport.starts_with("dc_") ||
+                      lane.transport == "dc" || lane.transport == "rc";
     return rdma && std::any_of(lane.roles.begin(), lane.roles.end(),
                                [](const std::string& role) { return role == "rma" || role.starts_with("rma#"); });
   });

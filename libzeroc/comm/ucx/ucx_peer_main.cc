@@ -1,5 +1,6 @@
 // The other process of ucx_failure_test: a worker with an arena that accepts everything. Prints a line
-// "PEER address key base bytes" (the first two in hex; UCX's own log shares standard output), then sleeps until its standard input ends. Test helper, not installed.
+// "PEER address key base bytes" (the first two in hex; UCX's own log shares standard output), then sleeps until its
+// standard input ends. Test helper, not installed.
 #include <unistd.h>
 
 #include <cstdio>
@@ -13,8 +14,11 @@ class AcceptAll final : public zeroc::TransportListener {
  public:
   void OnPeerUp(zeroc::PeerId, const zeroc::PeerInfo&) override {}
   bool AcceptWrite(zeroc::PeerId, const zeroc::WriteTag&, std::uint64_t, std::uint64_t) override { return true; }
-  void OnWriteDone(zeroc::PeerId, const zeroc::WriteTag&, std::uint64_t, std::uint64_t, const zeroc::Status&) override {}
-  zeroc::Status OnMessage(zeroc::PeerId, std::uint16_t, std::span<const std::byte>) override { return zeroc::OkStatus(); }
+  void OnWriteDone(zeroc::PeerId, const zeroc::WriteTag&, std::uint64_t, std::uint64_t, const zeroc::Status&) override {
+  }
+  zeroc::Status OnMessage(zeroc::PeerId, std::uint16_t, std::span<const std::byte>) override {
+    return zeroc::OkStatus();
+  }
   void OnProtocolError(zeroc::PeerId, const zeroc::Status&) override {}
   void OnPeerFailure(zeroc::PeerId, const zeroc::Status&) override {}
 };

@@ -20,15 +20,16 @@
 namespace zeroc {
 namespace {
 
-// A reply on shared memory or loopback comes within a few microseconds; sleeping and waking costs as much. Longer spinning
-// would take the core from the compute threads.
+// A reply on shared memory or loopback comes within a few microseconds; sleeping and waking costs as much. Longer
+// spinning would take the core from the compute threads.
 constexpr double kSpinSeconds = 20e-6;
 // How long to yield instead, while a shared-memory queue is full: a live peer empties it in less, a stopped one never.
 constexpr double kYieldSeconds = 10e-3;
 
 class UcxTransport final : public QueuedTransport {
  public:
-  UcxTransport(const UcxTransportOptions& options, TransportListener& listener, std::unique_ptr<UcxWire> wire, int wake_fd)
+  UcxTransport(const UcxTransportOptions& options, TransportListener& listener, std::unique_ptr<UcxWire> wire,
+               int wake_fd)
       : wire_(std::move(wire)), wake_fd_(wake_fd) {
     std::random_device random;
     Start(options, listener, *wire_, (static_cast<std::uint64_t>(random()) << 32) | random());
@@ -133,8 +134,8 @@ class UcxTransport final : public QueuedTransport {
 Result<std::unique_ptr<Transport>> CreateUcxTransport(const UcxTransportOptions& options, TransportListener& listener) {
   ZEROC_RETURN_IF_ERROR(ValidateTransportOptions(options));
   if (options.keepalive_interval_ms < 100 || options.keepalive_interval_ms > 60'000) {
-    return InvalidArgument("transport options: keepalive_interval_ms = " + std::to_string(options.keepalive_interval_ms) +
-                           " is not in 100..60000");
+    return InvalidArgument("transport options: keepalive_interval_ms = " +
+                           std::to_string(options.keepalive_interval_ms) + " is not in 100..60000");
   }
   if (options.tls.empty() || options.net_devices.empty()) {
     return InvalidArgument("transport options: tls and net_devices are lists or 'auto', not empty");

@@ -13,12 +13,12 @@
 namespace zeroc {
 namespace {
 
-constexpr unsigned kAmId = 7;             // one id; our header says the rest
-constexpr int kProgressMax = 64;          // UCX progress calls in a row before commands get their turn
-constexpr int kSoonPollMs = 1;  // something moves without an event
-constexpr double kAliveCheckSeconds = 0.02;   // while busy; when idle the descriptors wake us
-constexpr double kDeadCloseSeconds = 0.1;     // for UCX to finish with a local peer that is dead already
-constexpr int kIdlePollMs = 200;          // while peers exist: lets keep-alive run even if UCX's timer does not wake us
+constexpr unsigned kAmId = 7;                // one id; our header says the rest
+constexpr int kProgressMax = 64;             // UCX progress calls in a row before commands get their turn
+constexpr int kSoonPollMs = 1;               // something moves without an event
+constexpr double kAliveCheckSeconds = 0.02;  // while busy; when idle the descriptors wake us
+constexpr double kDeadCloseSeconds = 0.1;    // for UCX to finish with a local peer that is dead already
+constexpr int kIdlePollMs = 200;  // while peers exist: lets keep-alive run even if UCX's timer does not wake us
 constexpr std::size_t kDeferredHellosMax = 1024;
 constexpr std::size_t kSmallPayload = 64 << 10;  // larger copies are worth keeping, which spares page faults
 constexpr std::size_t kSparePayloadsMax = 16;
@@ -54,7 +54,7 @@ struct UcxWire::Link {
   std::unordered_set<Request*> requests;
 
   ~Link();
-  bool puts = false;   // one-sided writes read the caller's memory
+  bool puts = false;  // one-sided writes read the caller's memory
   // closing
   void* drain_request = nullptr;
   void* close_request = nullptr;
@@ -68,8 +68,8 @@ struct UcxWire::Request {
   Link* link = nullptr;
   Done done;                // empty: already answered, the link was abandoned
   FrameHeaderBytes header;  // UCX 1.13 reads it until the request is over
-  // Always our own copy: a peer that stopped cannot be cancelled in time (AdvanceClosing), but the caller's bytes must be free
-  // when Close says so. Costs one pass over the piece; measured in bench/transport_bench.cc.
+  // Always our own copy: a peer that stopped cannot be cancelled in time (AdvanceClosing), but the caller's bytes must
+  // be free when Close says so. Costs one pass over the piece; measured in bench/transport_bench.cc.
   std::vector<std::byte> payload;
 };
 
@@ -103,9 +103,9 @@ Status UcxWire::OpenContext() {
       {"KEEPALIVE_INTERVAL", std::to_string(options_.keepalive_interval_ms) + "ms"},
   };
   if (options_.tls == "auto" || options_.tls == "all" || options_.tls.find("tcp") != std::string::npos) {
-    // No zero-copy sends on TCP: when the peer dies in the middle of one, UCX 1.13 completes it twice and aborts the process
-    // (uct_iface.h: comp->count > 0). One element is too few for them. Larger segments make up for the copy. UCX takes settings
-    // of one transport without its prefix here, and knows these two names for TCP alone.
+    // No zero-copy sends on TCP: when the peer dies in the middle of one, UCX 1.13 completes it twice and aborts the
+    // process (uct_iface.h: comp->count > 0). One element is too few for them. Larger segments make up for the copy.
+    // UCX takes settings of one transport without its prefix here, and knows these two names for TCP alone.
     settings.emplace_back("MAX_IOV", "1");
     settings.emplace_back("TX_SEG_SIZE", "64k");
   }
@@ -146,11 +146,12 @@ Status UcxWire::OpenWorker() {
   address_.bytes = EncodeUcxAddress({process_, {reinterpret_cast<const char*>(attr.address), attr.address_length}});
   ucp_worker_release_address(worker_, attr.address);
   if (attr.max_am_header < kFrameHeaderBytes) {
-    return Unavailable("ucx: active message headers of at most " + std::to_string(attr.max_am_header) + " bytes are too small");
+    return Unavailable("ucx: active message headers of at most " + std::to_string(attr.max_am_header) +
+                       " bytes are too small");
   }
   ucp_am_handler_param_t handler{};
-  handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS | UCP_AM_HANDLER_PARAM_FIELD_CB |
-                       UCP_AM_HANDLER_PARAM_FIELD_ARG;
+  handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
+                       UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG;
   handler.id = kAmId;
   handler.flags = UCP_AM_FLAG_WHOLE_MSG;
   handler.cb = &UcxWire::OnActiveMessage;
@@ -379,9 +380,9 @@ void UcxWire::FlushPuts(PeerId peer, Done done) {
 // ---- closing ----
 //
 // UCX 1.13 survives a forced close of a TCP end-point only when nothing is left to send on it or it has failed already:
-// otherwise it keeps half of the connection, and frees it inside its own event loop when the peer goes (seen as a crash in
-// uct_tcp_iface_progress). So a link drains first. If the peer does not take the bytes in time (stopped), the core is told that
-// the link is closed all the same, and the end-point is closed later, when it has drained or failed.
+// otherwise it keeps half of the connection, and frees it inside its own event loop when the peer goes (seen as a crash
+// in uct_tcp_iface_progress). So a link drains first. If the peer does not take the bytes in time (stopped), the core
+// is told that the link is closed all the same, and the end-point is closed later, when it has drained or failed.
 
 void UcxWire::Close(PeerId peer, Done closed) {
   auto node = links_.extract(peer);
@@ -389,7 +390,8 @@ void UcxWire::Close(PeerId peer, Done closed) {
   std::unique_ptr<Link> link = std::move(node.mapped());
   link->closed = std::move(closed);
   const double patience = options_.close_timeout_ms * 0.5e-3;
-  link->close_deadline = NowSeconds() + (link->local && link->failed ? std::min(patience, kDeadCloseSeconds) : patience);
+  link->close_deadline =
+      NowSeconds() + (link->local && link->failed ? std::min(patience, kDeadCloseSeconds) : patience);
   closing_.push_back(std::move(link));
 }
 
@@ -472,7 +474,8 @@ ucs_status_t UcxWire::OnActiveMessage(void* arg, const void* header, size_t head
     const bool hello = head.size() == kFrameHeaderBytes && head[4] == static_cast<std::byte>(FrameKind::kHello);
     if (!hello) {
       wire->core_->OnFrame(head, payload);
-    } else if (wire->deferred_hellos_.size() < kDeferredHellosMax && length <= kPeerAddressBytesMax + 2 * kPeerNameBytesMax) {
+    } else if (wire->deferred_hellos_.size() < kDeferredHellosMax &&
+               length <= kPeerAddressBytesMax + 2 * kPeerNameBytesMax) {
       auto& [copied_header, copy] = wire->deferred_hellos_.emplace_back();
       std::copy(head.begin(), head.end(), copied_header.begin());
       copy.assign(payload.begin(), payload.end());

@@ -1,6 +1,6 @@
 // UcxWire: end-points, active messages and puts of one UCX worker beneath a TransportCore. Private to comm/ucx.
-// Owner thread only, except where said. Progress() is the only place that enters UCX's progress; nothing calls into the core
-// or closes and creates end-points from inside UCX's callbacks except to hand over received bytes.
+// Owner thread only, except where said. Progress() is the only place that enters UCX's progress; nothing calls into the
+// core or closes and creates end-points from inside UCX's callbacks except to hand over received bytes.
 #pragma once
 
 #include <poll.h>
