@@ -2,9 +2,9 @@
 //
 // Two tables exist on every machine. ReferenceOps: scalar float32, written to be read, the judge of everything else.
 // CpuOps: SIMD (AVX-512, AVX2 or the baseline, chosen at run time by the processor) and oneDNN for matrix products.
-// All ops run on the calling thread, allocate nothing that outlives the call except oneDNN's own primitive cache, and
-// may run on several threads at once as long as their outputs do not overlap. A bad shape returns kBadShape and writes
-// nothing; callers treat that as a bug of theirs.
+// All ops run on the calling thread, keep nothing between calls but thread-local scratch of linear and oneDNN's own
+// caches, and may run on several threads at once as long as their outputs do not overlap. A bad shape returns kBadShape
+// and writes nothing; callers treat that as a bug of theirs.
 //
 // "act" is the dtype in which activations enter matrix products: f32 for the reference, bf16 for the CPU table.
 // Rows are contiguous unless a stride (in elements) is given. bf16 is a raw std::uint16_t, rounded to nearest even.
@@ -92,9 +92,11 @@ struct KvWriteArgs {
   std::uint8_t* const* blocks;
 };
 
-// Quantises one head of a full exact block (64 tokens, k' and v as they lie there) into a packed block. Deterministic
-// for one ISA. K is already in the profile's rotated coordinates; V runs are rotated here when layout->rotate_v.
+// Quantises the heads of a full exact block (64 tokens, k' and v as they lie there) into a packed block: its first
+// packed_layout->n_tokens tokens (16 make a sink block). Runs of 16 and 32 bits are copied. Deterministic for one ISA.
+// K is already in the profile's rotated coordinates; V runs are rotated here when layout->rotate_v.
 // Per token and run the scale code (and with it the clip point) with the least squared error is taken.
+// NaN and infinities have no code: the caller keeps them out; what is written for them is finite, else unspecified.
 struct KvPackArgs {
   const std::uint8_t* exact;
   const KvBlockLayout* exact_layout;
@@ -117,7 +119,8 @@ struct KvSegment {
 //   s[r, t] = q[r] . k[t]     for position(t) <= first_query_pos + r / group
 //   row_max = max s,  row_sum = sum exp(s - row_max),  out = sum exp(s - row_max) v[t]
 // K scale and base are applied after the integer-code dot product, V's are folded into the probability. V's rotation is
-// undone once per call. A row that sees no token gets row_max = -inf, row_sum = 0, out = 0.
+// undone once per segment. With AMX, q and the probabilities enter the products as bf16 (n_rows > 8) or as the sum of
+// two bf16 (n_rows <= 8: decode), else as float32. A row that sees no token gets row_max = -inf, row_sum = 0, out = 0.
 struct AttentionArgs {
   const float* q;  // [n_rows, head_dim], scaled (QueryPrep)
   std::int32_t n_rows, group, head_dim;
@@ -128,9 +131,10 @@ struct AttentionArgs {
   float* out;      // [n_rows, head_dim]
   float* row_max;  // [n_rows]
   float* row_sum;  // [n_rows]
-  void* scratch;   // AttentionScratchBytes(n_rows, head_dim), 64-byte aligned
+  void* scratch;   // AttentionScratchBytes(n_rows, head_dim), 64-byte aligned; ReferenceOps does not use it
 };
 inline constexpr int kAttentionRowsMax = 256;  // rows per call; callers cut larger tiles
+// Two sides of one block, unpacked (64 KiB each at most), and per row about 6 * head_dim bytes; never any history.
 std::size_t AttentionScratchBytes(int n_rows, int head_dim);
 
 // dst[r] = sum_p e^(max_p - max) out_p[r] / sum_p e^(max_p - max) sum_p[r], as act. Rows (token, head in group) go to

@@ -2,7 +2,7 @@
 //
 // The search takes the scale code that just covers the run's range and tries it and the codes below it: clipping the
 // tails buys a finer step. The best half range of a Gaussian run is 2.5, 2.1, 1.5 and 0.8 standard deviations for 4, 3,
-// 2 and 1 bits (Max 1960), and the covering one is about 2.6 for 64 coordinates, so the coarse widths look further down.
+// 2 and 1 bits (Max 1960), and the covering one is about 2.6 for 64 coordinates, so coarse widths look further down.
 #pragma once
 
 namespace zeroc::kernels {

@@ -17,8 +17,8 @@ KvBlockLayout UniformLayout(int bits) {
 }
 
 void PerToken(benchmark::State& state, double tokens_per_call) {
-  state.counters["ns/token"] = benchmark::Counter(tokens_per_call * 1e-9 * static_cast<double>(state.iterations()),
-                                                  benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
+  state.counters["per_token"] = benchmark::Counter(tokens_per_call * static_cast<double>(state.iterations()),
+                                                   benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
 }
 
 struct Write {

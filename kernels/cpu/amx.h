@@ -8,7 +8,8 @@
 
 namespace zeroc::kernels::cpu {
 
-// True if the processor has AMX-BF16 and AVX-512 (F, BW, VL, DQ, BF16) and the kernel granted the tile state to this process.
+// True if the processor has AMX-BF16 and AVX-512 (F, BW, VL, DQ, BF16) and the kernel granted the tile state to this
+// process.
 // Asks once, on the first call; threads inherit the answer. Any thread.
 bool AmxReady();
 

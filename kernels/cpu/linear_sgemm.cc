@@ -1,6 +1,7 @@
 // Matrix products in float32 through oneDNN's sgemm, for processors without AMX.
 //
-// oneDNN 2.6 also multiplies bf16 matrices where they lie, but is not used for it: with weights in rows it takes its own
+// oneDNN 2.6 also multiplies bf16 matrices where they lie, but is not used for it: with weights in rows it takes its
+// own
 // AMX gemm, which for some row counts (16 and 40 among them) issues tile instructions without a tile configuration and
 // dies of SIGILL; and without AMX its bf16 rate is half of the float32 one (vdpbf16ps).
 #include <omp.h>
