@@ -30,7 +30,8 @@ Status CheckLayer(const BlockTable::Layer& layer, std::uint32_t n_blocks, const 
                     std::to_string(layer.blocks.exact.size()) + " exact blocks, the prompt has " +
                     std::to_string(n_blocks));
   }
-  if (layer.blocks.sink.valid() && layer.blocks.packed.empty()) return BadField(where + ": a sink without packed blocks");
+  if (layer.blocks.sink.valid() && layer.blocks.packed.empty())
+    return BadField(where + ": a sink without packed blocks");
   if (!layer.blocks.packed.empty() && !IsBlockSize(layer.packed_bytes)) return BadField(where + ": packed block size");
   if (!layer.blocks.exact.empty() && !IsBlockSize(layer.exact_bytes)) return BadField(where + ": exact block size");
   if (layer.blocks.sink.valid() && !IsBlockSize(layer.sink_bytes)) return BadField(where + ": sink block size");

@@ -1,4 +1,5 @@
-// Where the KV of one prompt lies in an arena: the serialised layout of a lease, which decode makes and prefill writes to.
+// Where the KV of one prompt lies in an arena: the serialised layout of a lease, which decode makes and prefill writes
+// to.
 //
 // Both sides derive the same list of blocks from the same SequenceKv rule, so a block is named by its index in the list
 // alone: layer by layer, packed blocks in token order, then the sink block where there is one, then the exact tail.
@@ -40,10 +41,11 @@ class BlockTable {
     std::uint32_t sink_bytes = 0;
     std::uint32_t exact_bytes = 0;
     LayerBlocks blocks;
-    std::uint32_t first_block = 0;   // index of the layer's first block in the whole list
+    std::uint32_t first_block = 0;  // index of the layer's first block in the whole list
   };
 
-  static constexpr std::uint32_t kBlocksMax = 1u << 20;  // 4 MiB of units; 128k tokens of an 80-layer model are 160k blocks
+  static constexpr std::uint32_t kBlocksMax =
+      1u << 20;  // 4 MiB of units; 128k tokens of an 80-layer model are 160k blocks
 
   // The blocks of the first n_prompt_tokens tokens of kv.
   static BlockTable Of(const SequenceKv& kv, int n_prompt_tokens, std::string model_fingerprint, std::string plan_id);

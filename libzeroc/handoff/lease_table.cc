@@ -13,8 +13,8 @@ struct LeaseTable::Lease {
   LeaseState state = LeaseState::kReserved;
   int n_prompt_tokens = 0;
   std::uint64_t layout_hash = 0;
-  std::vector<BlockExtent> blocks;   // by block index
-  std::vector<BlockExtent> regions;  // the same bytes, sorted and merged: where a write may go
+  std::vector<BlockExtent> blocks;       // by block index
+  std::vector<BlockExtent> regions;      // the same bytes, sorted and merged: where a write may go
   std::vector<std::uint64_t> checksums;  // by block index, once named
   std::vector<bool> named;
   std::uint32_t n_named = 0;
@@ -68,12 +68,18 @@ void Send(PeerId peer, const Message& message, LeaseActions* out) {
 
 const char* LeaseStateName(LeaseState state) {
   switch (state) {
-    case LeaseState::kReserved: return "reserved";
-    case LeaseState::kReceiving: return "receiving";
-    case LeaseState::kVerifying: return "verifying";
-    case LeaseState::kCommitted: return "committed";
-    case LeaseState::kAdmitted: return "admitted";
-    case LeaseState::kQuarantined: return "quarantined";
+    case LeaseState::kReserved:
+      return "reserved";
+    case LeaseState::kReceiving:
+      return "receiving";
+    case LeaseState::kVerifying:
+      return "verifying";
+    case LeaseState::kCommitted:
+      return "committed";
+    case LeaseState::kAdmitted:
+      return "admitted";
+    case LeaseState::kQuarantined:
+      return "quarantined";
   }
   return "";
 }
@@ -240,12 +246,16 @@ void LeaseTable::OnCommit(PeerId peer, const CommitMessage& message, std::int64_
   Writer* writer = FindWriter(*lease, peer, message.rank);
   if (writer == nullptr) return answer(FailedPrecondition(Name(lease->key) + ": commit of a rank that never attached"));
   switch (lease->state) {
-    case LeaseState::kVerifying: return;  // answered when the verdict is in
+    case LeaseState::kVerifying:
+      return;  // answered when the verdict is in
     case LeaseState::kCommitted:
-    case LeaseState::kAdmitted: return answer(OkStatus());
+    case LeaseState::kAdmitted:
+      return answer(OkStatus());
     case LeaseState::kReserved:
-    case LeaseState::kQuarantined: return answer(lease->end_status);
-    case LeaseState::kReceiving: break;
+    case LeaseState::kQuarantined:
+      return answer(lease->end_status);
+    case LeaseState::kReceiving:
+      break;
   }
   lease->last_sign_ns = now_ns;
   if (writer->quiet && !writer->committed) return answer(Cancelled("the writer has let go"));
@@ -328,9 +338,11 @@ void LeaseTable::OnReleased(PeerId peer, const ReleasedMessage& message, std::in
   Writer* writer = FindWriter(*lease, peer, message.rank);
   if (writer == nullptr) return answer_ended(FailedPrecondition(Name(lease->key) + ": not a writer of it"));
   switch (lease->state) {
-    case LeaseState::kVerifying: return;
+    case LeaseState::kVerifying:
+      return;
     case LeaseState::kCommitted:
-    case LeaseState::kAdmitted: return answer_ended(OkStatus());
+    case LeaseState::kAdmitted:
+      return answer_ended(OkStatus());
     case LeaseState::kReserved:
     case LeaseState::kReceiving:
       writer->quiet = true;
@@ -404,13 +416,16 @@ LeaseActions LeaseTable::Release(const LeaseKey& key, const Status& why, std::in
   Lease* lease = Find(key);
   if (lease == nullptr) return out;
   switch (lease->state) {
-    case LeaseState::kQuarantined: break;  // on its way already
-    case LeaseState::kVerifying:           // its bytes are being read
+    case LeaseState::kQuarantined:
+      break;                      // on its way already
+    case LeaseState::kVerifying:  // its bytes are being read
       if (!lease->owner_released) lease->end_status = why.ok() ? Cancelled("released") : why;
       lease->owner_released = true;
       break;
     case LeaseState::kCommitted:
-    case LeaseState::kAdmitted: End(*lease, &out); break;
+    case LeaseState::kAdmitted:
+      End(*lease, &out);
+      break;
     case LeaseState::kReserved:
     case LeaseState::kReceiving:
       Fail(*lease, why.ok() ? Cancelled("released") : why, true, false, now_ns, &out);
@@ -443,7 +458,8 @@ LeaseActions LeaseTable::Tick(std::int64_t now_ns) {
         if (now_ns - lease->last_resend_ns >= options_.resend_ns) TellWriters(*lease, now_ns, &out);
         break;
       case LeaseState::kVerifying:
-      case LeaseState::kAdmitted: break;
+      case LeaseState::kAdmitted:
+        break;
     }
   }
   std::sort(waited_enough.begin(), waited_enough.end());
@@ -455,9 +471,8 @@ LeaseActions LeaseTable::Tick(std::int64_t now_ns) {
       out.push_back(LeaseFailed{lease->key, DeadlineExceeded(Name(lease->key) + " expired unclaimed, " + age), true});
       End(*lease, &out);
     } else {
-      Fail(*lease,
-           DeadlineExceeded(Name(lease->key) + " expired while " + LeaseStateName(lease->state) + ", " + age), false,
-           true, now_ns, &out);
+      Fail(*lease, DeadlineExceeded(Name(lease->key) + " expired while " + LeaseStateName(lease->state) + ", " + age),
+           false, true, now_ns, &out);
     }
   }
   return out;

@@ -10,9 +10,9 @@
 // actions, in order. Not thread-safe: the service guards it with one mutex and carries the actions out after unlocking.
 //
 // Promises, for every lease: exactly one ReturnBlocks, and not before every write that the table accepted is over and
-// every one-sided writer said Released, committed or has been dead for a while; LeaseReady at most once, only after the commits of all ranks
-// named every block once and the checksums of the bytes were right; LeaseFailed at most once, never after Admit and
-// never after the owner's own Release.
+// every one-sided writer said Released, committed or has been dead for a while; LeaseReady at most once, only after the
+// commits of all ranks named every block once and the checksums of the bytes were right; LeaseFailed at most once,
+// never after Admit and never after the owner's own Release.
 #pragma once
 
 #include <cstdint>
@@ -43,10 +43,10 @@ struct ExpectedBlock {
 
 // What the table saw of the transfer.
 struct TransferFacts {
-  std::int64_t first_write_ns = 0;  // one-sided writes are not seen: the writer's attach then
-  std::int64_t last_write_ns = 0;   // likewise the last commit
-  std::int64_t committed_ns = 0;    // last commit
-  std::uint64_t bytes_received = 0; // by active messages; pieces that came twice count twice
+  std::int64_t first_write_ns = 0;   // one-sided writes are not seen: the writer's attach then
+  std::int64_t last_write_ns = 0;    // likewise the last commit
+  std::int64_t committed_ns = 0;     // last commit
+  std::uint64_t bytes_received = 0;  // by active messages; pieces that came twice count twice
 };
 
 struct SendMessage {
@@ -86,7 +86,7 @@ class LeaseTable {
     // What a dead or closed connection may still have under way: one-sided writes that the network card holds. Their
     // end cannot be seen from here, so blocks wait this much longer.
     std::int64_t dead_writer_grace_ns = 2'000'000'000;
-    std::size_t ended_kept = 4096;                   // leases remembered to answer late duplicates
+    std::size_t ended_kept = 4096;  // leases remembered to answer late duplicates
   };
 
   // seed: random per process, so that a restarted worker repeats neither ids nor generations.
@@ -96,8 +96,8 @@ class LeaseTable {
   // The blocks are the lease's until ReturnBlocks. kInvalidArgument when two blocks of the table overlap.
   Result<LeaseKey> Create(const BlockTable& table, std::int64_t now_ns);
 
-  // May this piece be copied into the arena? O(log extents). The lease must be receiving, the generation right, the peer
-  // its writer and not yet committed, and the range inside the lease's own blocks.
+  // May this piece be copied into the arena? O(log extents). The lease must be receiving, the generation right, the
+  // peer its writer and not yet committed, and the range inside the lease's own blocks.
   bool AcceptWrite(PeerId peer, const WriteTag& tag, std::uint64_t offset, std::uint64_t bytes, std::int64_t now_ns);
   // Once per accepted piece.
   LeaseActions OnWriteDone(const WriteTag& tag, std::uint64_t bytes, const Status& status, std::int64_t now_ns);
@@ -128,11 +128,11 @@ class LeaseTable {
     std::uint16_t rank = 0;
     PeerId peer = PeerId::kNone;
     Delivery delivery = Delivery::kActiveMessage;
-    std::uint16_t n_parts = 0;        // of its commit; 0: none seen
+    std::uint16_t n_parts = 0;  // of its commit; 0: none seen
     std::vector<bool> parts_seen;
     bool committed = false;
-    bool quiet = false;               // committed, released or long dead: no write of it is under way
-    std::int64_t gone_ns = 0;         // when its connection ended; 0: it lives
+    bool quiet = false;        // committed, released or long dead: no write of it is under way
+    std::int64_t gone_ns = 0;  // when its connection ended; 0: it lives
   };
   struct Lease;
 

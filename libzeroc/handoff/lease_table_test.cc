@@ -30,8 +30,7 @@ template <typename T>
 std::vector<T> Sent(const LeaseActions& actions) {
   std::vector<T> found;
   for (const SendMessage& send : Of<SendMessage>(actions)) {
-    const Message message =
-        ParseMessage(send.message.type, std::as_bytes(std::span(send.message.payload))).value();
+    const Message message = ParseMessage(send.message.type, std::as_bytes(std::span(send.message.payload))).value();
     if (const T* one = std::get_if<T>(&message)) found.push_back(*one);
   }
   return found;

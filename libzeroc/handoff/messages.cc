@@ -165,14 +165,22 @@ EncodedMessage EncodeMessage(const Message& message) {
 
 Result<Message> ParseMessage(std::uint16_t type, std::span<const std::byte> payload) {
   switch (static_cast<int>(type) - static_cast<int>(kFirstMessageType)) {
-    case 0: return Parse<AttachMessage>("Attach", payload);
-    case 1: return Parse<AttachAckMessage>("AttachAck", payload);
-    case 2: return Parse<CommitMessage>("Commit", payload);
-    case 3: return Parse<CommitAckMessage>("CommitAck", payload);
-    case 4: return Parse<AbortMessage>("Abort", payload);
-    case 5: return Parse<ReleasedMessage>("Released", payload);
-    case 6: return Parse<LeaseEndedMessage>("LeaseEnded", payload);
-    default: return InvalidArgument("hand-off message: unknown type " + std::to_string(type));
+    case 0:
+      return Parse<AttachMessage>("Attach", payload);
+    case 1:
+      return Parse<AttachAckMessage>("AttachAck", payload);
+    case 2:
+      return Parse<CommitMessage>("Commit", payload);
+    case 3:
+      return Parse<CommitAckMessage>("CommitAck", payload);
+    case 4:
+      return Parse<AbortMessage>("Abort", payload);
+    case 5:
+      return Parse<ReleasedMessage>("Released", payload);
+    case 6:
+      return Parse<LeaseEndedMessage>("LeaseEnded", payload);
+    default:
+      return InvalidArgument("hand-off message: unknown type " + std::to_string(type));
   }
 }
 

@@ -1,4 +1,5 @@
-// The small messages of the hand-off, carried by Transport::Send. P is a prefill rank (the writer), D the decode worker.
+// The small messages of the hand-off, carried by Transport::Send. P is a prefill rank (the writer), D the decode
+// worker.
 //
 //   Attach     P -> D  I am going to write into this lease; repeated as a heartbeat. No write is posted before its ack.
 //   AttachAck  D -> P  status
@@ -44,8 +45,8 @@ struct FirstToken {
 };
 
 struct BlockChecksum {
-  std::uint32_t block_idx = 0;   // in the lease's block table
-  std::uint64_t checksum = 0;    // Checksum64 of the block's bytes
+  std::uint32_t block_idx = 0;  // in the lease's block table
+  std::uint64_t checksum = 0;   // Checksum64 of the block's bytes
   friend bool operator==(const BlockChecksum&, const BlockChecksum&) = default;
 };
 
@@ -88,7 +89,7 @@ struct ReleasedMessage {
 struct LeaseEndedMessage {
   LeaseKey lease;
   std::uint16_t rank = 0;
-  Status status;             // why; not OK
+  Status status;               // why; not OK
   bool wants_release = false;  // D waits for Released. False in the answer to it, or the two would answer for ever
 };
 

@@ -104,7 +104,8 @@ TEST(MessagesTest, DamagedBytesNeverCrash) {
     EncodedMessage encoded = EncodeMessage(messages[rng() % messages.size()]);
     for (int k = 0; k < 3; ++k) encoded.payload[rng() % encoded.payload.size()] = static_cast<char>(rng());
     if (rng() % 4 == 0) encoded.payload.resize(rng() % (encoded.payload.size() + 1));
-    const auto parsed = ParseMessage(static_cast<std::uint16_t>(kFirstMessageType + rng() % 8), AsBytes(encoded.payload));
+    const auto parsed =
+        ParseMessage(static_cast<std::uint16_t>(kFirstMessageType + rng() % 8), AsBytes(encoded.payload));
     accepted += parsed.ok() ? 1 : 0;
   }
   EXPECT_GT(accepted, 0);  // damage in a checksum is not visible here

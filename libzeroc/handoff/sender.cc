@@ -49,8 +49,8 @@ Result<SenderActions> Sender::OnBlocksReady(const SequenceKv& kv, const FinalBlo
   SenderActions out;
   if (ended_ || stopping()) return out;
   if (!local_.has_value()) {
-    BlockTable local = BlockTable::Of(kv, remote_.n_prompt_tokens(), remote_.identity().model_fingerprint,
-                                      remote_.identity().plan_id);
+    BlockTable local =
+        BlockTable::Of(kv, remote_.n_prompt_tokens(), remote_.identity().model_fingerprint, remote_.identity().plan_id);
     ZEROC_RETURN_IF_ERROR(remote_.CheckSameShape(local));
     local_ = std::move(local);
   }
@@ -64,7 +64,8 @@ void Sender::AddBlocks(const SequenceKv& kv, const BlockTable::Layer& local, con
   const auto n_packed = static_cast<std::uint32_t>(local.blocks.packed.size());
   const bool has_sink = local.blocks.sink.valid();
   for (int b = blocks.packed_begin; b < blocks.packed_end; ++b) {
-    AddBlock(local.first_block + static_cast<std::uint32_t>(b), kv, local.blocks.packed.at(static_cast<std::size_t>(b)));
+    AddBlock(local.first_block + static_cast<std::uint32_t>(b), kv,
+             local.blocks.packed.at(static_cast<std::size_t>(b)));
   }
   if (blocks.sink && has_sink) AddBlock(local.first_block + n_packed, kv, local.blocks.sink);
   if (!blocks.exact_tail) return;
@@ -125,7 +126,8 @@ void Sender::Advance(std::int64_t now_ns, SenderActions* out) {
     // A flush that failed for another job's write is repeated when our own writes are known to be over.
     if (n_flushes_ > 0 && writes_pending_ > 0) return;
     if (n_flushes_ >= options_.flushes_max) {
-      return Stop(Unavailable("decode worker " + peer_name_ + ": the flush of the KV writes keeps failing"), now_ns, out);
+      return Stop(Unavailable("decode worker " + peer_name_ + ": the flush of the KV writes keeps failing"), now_ns,
+                  out);
     }
     ++n_flushes_;
     flush_pending_ = true;
@@ -294,13 +296,14 @@ SenderActions Sender::Tick(std::int64_t now_ns) {
   const std::int64_t silent_ns = now_ns - last_progress_ns_;
   const bool resend = now_ns - last_sent_ns_ >= options_.resend_ns;
   if (WaitsForPeer() && silent_ns >= options_.answer_timeout_ns) {
-    Stop(Unavailable("decode worker " + peer_name_ + " has not answered for " +
-                     std::to_string(silent_ns / 1'000'000) + " ms"),
+    Stop(Unavailable("decode worker " + peer_name_ + " has not answered for " + std::to_string(silent_ns / 1'000'000) +
+                     " ms"),
          now_ns, &out);
     return out;
   }
   switch (phase_) {
-    case Phase::kConnecting: break;  // the transport bounds it
+    case Phase::kConnecting:
+      break;  // the transport bounds it
     case Phase::kAttaching:
       if (resend) SendAttach(now_ns, &out);
       break;

@@ -6,13 +6,14 @@
 //                                v
 //                            stopping (own writes end, flush, Released) --LeaseEnded or CommitAck--> ended
 //
-// Free of I/O, threads and clocks: time is an argument (monotonic nanoseconds), what has to be done is returned as actions,
-// in order. Not thread-safe: the service guards each sender with a mutex. Blocks may get ready before the peer is up or
-// the lease attached: they are kept and posted later.
+// Free of I/O, threads and clocks: time is an argument (monotonic nanoseconds), what has to be done is returned as
+// actions, in order. Not thread-safe: the service guards each sender with a mutex. Blocks may get ready before the peer
+// is up or the lease attached: they are kept and posted later.
 //
-// Promises: every block is written at most once and named in exactly one commit part; no Commit before the flush of every
-// write; no write is posted before the lease is attached or after the sender began to stop; exactly one LocalDone, when no
-// write of this sender is under way (the KV may be released then), and exactly one SenderEnded, after it.
+// Promises: every block is written at most once and named in exactly one commit part; no Commit before the flush of
+// every write; no write is posted before the lease is attached or after the sender began to stop; exactly one
+// LocalDone, when no write of this sender is under way (the KV may be released then), and exactly one SenderEnded,
+// after it.
 #pragma once
 
 #include <cstdint>
@@ -47,30 +48,30 @@ struct PostFlush {};  // report by OnFlushDone
 struct PostMessage {
   EncodedMessage message;
 };
-struct ClosePeer {};   // the peer is silent: Transport::Close, which fails every write under way
-struct LocalDone {};   // no local byte is referenced any more
+struct ClosePeer {};  // the peer is silent: Transport::Close, which fails every write under way
+struct LocalDone {};  // no local byte is referenced any more
 struct SenderEnded {
-  Status status;       // OK: decode acknowledged the commits
+  Status status;  // OK: decode acknowledged the commits
 };
 using SenderAction = std::variant<PostWrite, PostFlush, PostMessage, ClosePeer, LocalDone, SenderEnded>;
 using SenderActions = std::vector<SenderAction>;
 
 struct SenderStats {
-  std::int64_t first_post_ns = 0;   // first write posted; 0: none
-  std::int64_t ended_ns = 0;        // acknowledged (or failed)
+  std::int64_t first_post_ns = 0;  // first write posted; 0: none
+  std::int64_t ended_ns = 0;       // acknowledged (or failed)
   std::uint64_t bytes_posted = 0;
   std::uint64_t n_writes = 0;
-  std::uint64_t n_blocks = 0;       // posted
+  std::uint64_t n_blocks = 0;  // posted
 };
 
 class Sender {
  public:
   struct Options {
-    std::uint64_t write_bytes_max = 1 << 20;        // blocks are coalesced up to this
-    std::int64_t heartbeat_ns = 5'000'000'000;      // a third of the shortest lease in use, or less
-    std::int64_t resend_ns = 1'000'000'000;         // Attach, Commit, Released without an answer
+    std::uint64_t write_bytes_max = 1 << 20;          // blocks are coalesced up to this
+    std::int64_t heartbeat_ns = 5'000'000'000;        // a third of the shortest lease in use, or less
+    std::int64_t resend_ns = 1'000'000'000;           // Attach, Commit, Released without an answer
     std::int64_t answer_timeout_ns = 15'000'000'000;  // to an Attach or a Commit; then the sender stops
-    std::int64_t stop_timeout_ns = 5'000'000'000;   // for a stop to end in good order; then ClosePeer
+    std::int64_t stop_timeout_ns = 5'000'000'000;     // for a stop to end in good order; then ClosePeer
     int flushes_max = 16;  // a flush also reports other jobs' refused writes, and is then repeated
   };
 
@@ -86,15 +87,16 @@ class Sender {
   // The connection is usable. Once.
   SenderActions OnPeerUp(Delivery delivery, std::int64_t now_ns);
 
-  // The bytes stay valid and unchanged until LocalDone. kFailedPrecondition (nothing changed) when the local blocks have
-  // another shape than the lease. Computes the blocks' checksums.
+  // The bytes stay valid and unchanged until LocalDone. kFailedPrecondition (nothing changed) when the local blocks
+  // have another shape than the lease. Computes the blocks' checksums.
   Result<SenderActions> OnBlocksReady(const SequenceKv& kv, const FinalBlocks& blocks, std::int64_t now_ns);
   // Rank 0 only: the commit waits for it.
   SenderActions OnFirstToken(FirstToken token, std::int64_t now_ns);
 
   SenderActions OnWriteDone(const Status& status, std::int64_t now_ns);
   SenderActions OnFlushDone(const Status& status, std::int64_t now_ns);
-  SenderActions OnMessage(const Message& message, std::int64_t now_ns);  // AttachAck, CommitAck, LeaseEnded of this lease
+  SenderActions OnMessage(const Message& message,
+                          std::int64_t now_ns);  // AttachAck, CommitAck, LeaseEnded of this lease
   // The peer died or was closed by ClosePeer. Its pending callbacks may come before or after.
   SenderActions OnPeerFailure(const Status& status, std::int64_t now_ns);
 
@@ -161,12 +163,12 @@ class Sender {
   // A write or flush was over, or the phase began. Answers to heartbeats do not count: a peer may be well while a write
   // of ours is lost.
   std::int64_t last_progress_ns_ = 0;
-  std::int64_t last_sent_ns_ = 0;      // of the message that waits for an answer, or of the last heartbeat
+  std::int64_t last_sent_ns_ = 0;  // of the message that waits for an answer, or of the last heartbeat
   SenderStats stats_;
 };
 
-// What a prefill worker answers to a message for a lease that it has no sender for (any more): Released to a LeaseEnded that
-// waits for it, because a sender lives until none of its writes is under way. Otherwise nothing.
+// What a prefill worker answers to a message for a lease that it has no sender for (any more): Released to a LeaseEnded
+// that waits for it, because a sender lives until none of its writes is under way. Otherwise nothing.
 std::optional<EncodedMessage> AnswerWithoutSender(const Message& message);
 
 }  // namespace zeroc

@@ -1,8 +1,9 @@
 // Prefill and decode over the fake network: seeded runs with delay, reordering, duplicates, loss, kills, stalls, cuts,
 // cancels and expiry. The same Sender and LeaseTable as in the services; the harness only carries actions out.
 //
-// Held in every run: a prompt is admitted only with all its bytes right; blocks come back exactly once; a free block is never
-// written (returned blocks are poisoned and looked at); every lease and every sender ends; local bytes stay until LocalDone.
+// Held in every run: a prompt is admitted only with all its bytes right; blocks come back exactly once; a free block is
+// never written (returned blocks are poisoned and looked at); every lease and every sender ends; local bytes stay until
+// LocalDone.
 #include <gtest/gtest.h>
 
 #include <deque>
@@ -60,8 +61,8 @@ class DecodeNode final : public Node, public TransportListener {
   }
 
   // Empty when there is no room.
-  std::optional<LeaseKey> Reserve(std::uint64_t prompt_seed, const std::shared_ptr<const KvFormat>& format, int n_tokens,
-                                  std::string* layout) {
+  std::optional<LeaseKey> Reserve(std::uint64_t prompt_seed, const std::shared_ptr<const KvFormat>& format,
+                                  int n_tokens, std::string* layout) {
     auto kv = SequenceKv::Create(*pool_, format, n_tokens + 20, 1);
     if (!kv.ok()) return std::nullopt;
     const BlockTable table = BlockTable::Of(**kv, n_tokens, kModel, kPlan);
@@ -303,7 +304,8 @@ class PrefillNode final : public Node, public TransportListener {
     const bool last = final.packed_end == n_packed;
     final.sink = job.n_packed == 0 && final.packed_end > 0;
     final.exact_tail = last;
-    for (int b = final.packed_begin; b < final.packed_end; ++b) Fill(seed, job, layer.first_block + static_cast<std::size_t>(b));
+    for (int b = final.packed_begin; b < final.packed_end; ++b)
+      Fill(seed, job, layer.first_block + static_cast<std::size_t>(b));
     std::size_t next = layer.first_block + static_cast<std::size_t>(n_packed);
     if (layer.blocks.sink.valid()) {
       if (final.sink) Fill(seed, job, next);
@@ -333,11 +335,13 @@ class PrefillNode final : public Node, public TransportListener {
         transport_->Write(job.peer, job.sender->lease().tag(), write->local, write->remote_offset,
                           [this, seed](const Status& s) { Do(seed, jobs_.at(seed).sender->OnWriteDone(s, Now())); });
       } else if (std::get_if<PostFlush>(&action) != nullptr) {
-        transport_->Flush(job.peer, [this, seed](const Status& s) { Do(seed, jobs_.at(seed).sender->OnFlushDone(s, Now())); });
+        transport_->Flush(job.peer,
+                          [this, seed](const Status& s) { Do(seed, jobs_.at(seed).sender->OnFlushDone(s, Now())); });
       } else if (const auto* post = std::get_if<PostMessage>(&action)) {
         transport_->Send(job.peer, post->message.type, AsBytes(post->message.payload), [](const Status&) {});
       } else if (std::get_if<ClosePeer>(&action) != nullptr) {
-        transport_->Close(job.peer, [this, peer = job.peer](const Status&) { OnPeerFailure(peer, Cancelled("closed")); });
+        transport_->Close(job.peer,
+                          [this, peer = job.peer](const Status&) { OnPeerFailure(peer, Cancelled("closed")); });
       } else if (std::get_if<LocalDone>(&action) != nullptr) {
         OnLocalDone(job);
       } else {
@@ -467,12 +471,12 @@ std::string CaseName(const ::testing::TestParamInfo<std::tuple<Delivery, Fault>>
          kNames[static_cast<int>(std::get<1>(info.param))];
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Faults, TwoPartyTest,
-    ::testing::Combine(::testing::Values(Delivery::kActiveMessage, Delivery::kPut),
-                       ::testing::Values(Fault::kNone, Fault::kCancel, Fault::kDrop, Fault::kKillPrefill,
-                                         Fault::kStallPrefill, Fault::kStallDecode, Fault::kCut)),
-    CaseName);
+INSTANTIATE_TEST_SUITE_P(Faults, TwoPartyTest,
+                         ::testing::Combine(::testing::Values(Delivery::kActiveMessage, Delivery::kPut),
+                                            ::testing::Values(Fault::kNone, Fault::kCancel, Fault::kDrop,
+                                                              Fault::kKillPrefill, Fault::kStallPrefill,
+                                                              Fault::kStallDecode, Fault::kCut)),
+                         CaseName);
 
 }  // namespace
 }  // namespace zeroc

@@ -15,7 +15,8 @@ constexpr std::size_t kFailedKept = 1024;
 constexpr std::chrono::milliseconds kTick(100);
 
 std::int64_t NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 double Seconds(std::int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 
@@ -89,7 +90,8 @@ DecodeCore::DecodeCore(const Options& options, WorkerModel& model, Metrics& metr
 Status DecodeCore::Open(const TransportFactory& transport) {
   ZEROC_ASSIGN_OR_RETURN(transport_, transport(*this));
   Result<std::span<std::byte>> arena = transport_->AllocateArena(options_.kv_bytes);
-  if (!arena.ok()) return arena.status().WithContext("KV memory of " + std::to_string(options_.kv_bytes >> 20) + " MiB");
+  if (!arena.ok())
+    return arena.status().WithContext("KV memory of " + std::to_string(options_.kv_bytes >> 20) + " MiB");
   arena_ = *arena;
   ZEROC_ASSIGN_OR_RETURN(pool_, BlockPool::Create(arena_, model_.SlabBytes()));
   engine_ = std::make_unique<DecodeEngine>(model_.model(), *pool_, DecodeEngine::Options{options_.batch_max});
@@ -134,11 +136,11 @@ void DecodeCore::PublishUsage() {
 
 Status DecodeCore::CheckReserve(const v1::ReserveRequest& request, std::shared_ptr<const KvFormat>* format) const {
   if (draining_) return Unavailable("the decode worker is stopping");
-  ZEROC_ASSIGN_OR_RETURN(*format,
-                         model_.FormatFor(request.model_fingerprint(), request.plan_id(), request.profile()));
+  ZEROC_ASSIGN_OR_RETURN(*format, model_.FormatFor(request.model_fingerprint(), request.plan_id(), request.profile()));
   if (request.layout_hash() != 0 && request.layout_hash() != (*format)->layout_hash) {
-    return FailedPrecondition("profile " + request.profile() + ": layout hash " + std::to_string(request.layout_hash()) +
-                              " asked for, this worker has " + std::to_string((*format)->layout_hash));
+    return FailedPrecondition("profile " + request.profile() + ": layout hash " +
+                              std::to_string(request.layout_hash()) + " asked for, this worker has " +
+                              std::to_string((*format)->layout_hash));
   }
   const std::uint64_t max = static_cast<std::uint64_t>(model_.config().max_positions);
   if (request.n_prompt_tokens() == 0 || request.max_tokens() == 0 ||
@@ -369,7 +371,8 @@ void DecodeCore::OnFailed(const LeaseFailed& failed) {
     }
   }
   if (failed.expired) metrics_.CountLeaseExpired();
-  LogWarning("lease failed request=" + EscapeControls(request->request_id) + " error=\"" + failed.status.ToString() + "\"");
+  LogWarning("lease failed request=" + EscapeControls(request->request_id) + " error=\"" + failed.status.ToString() +
+             "\"");
   if (sink != nullptr) sink->End(failed.status);
 }
 
@@ -464,10 +467,12 @@ void DecodeCore::UpdateGauges(Metrics& metrics) const {
   FillLoad(&load);
   metrics.SetRequestsRunning(load.running());
   metrics.SetRequestsWaiting(load.waiting());
-  metrics.SetKvCacheUsage(now.bytes_total == 0 ? 0 : static_cast<double>(now.bytes_used) / static_cast<double>(now.bytes_total));
+  metrics.SetKvCacheUsage(
+      now.bytes_total == 0 ? 0 : static_cast<double>(now.bytes_used) / static_cast<double>(now.bytes_total));
   metrics.SetKvBlocks("used", static_cast<double>(now.n_blocks_used));
   const KvFormat& any = *model_.formats().begin()->second;
-  metrics.SetKvBlocks("free", static_cast<double>(load.kv_bytes_free() / static_cast<std::uint64_t>(any.exact.block_bytes)));
+  metrics.SetKvBlocks("free",
+                      static_cast<double>(load.kv_bytes_free() / static_cast<std::uint64_t>(any.exact.block_bytes)));
   MutexLock lock(mu_);
   const auto blocks = [&](LeaseState state) { return static_cast<double>(leases_.blocks_in(state)); };
   metrics.SetKvBlocks("leased", blocks(LeaseState::kReserved) + blocks(LeaseState::kReceiving) +

@@ -1,8 +1,8 @@
 // The decode worker behind its RPCs: leases, the KV arena, the transport's receiving end and the engine.
 //
 // Threads. One mutex guards the lease table and the requests; it is held for table look-ups only, so AcceptWrite on the
-// transport's thread stays fast. Blocks, checksums and sequences belong to the engine's thread. Every method may be called
-// from any thread and none blocks on the engine.
+// transport's thread stays fast. Blocks, checksums and sequences belong to the engine's thread. Every method may be
+// called from any thread and none blocks on the engine.
 #pragma once
 
 #include <atomic>
@@ -99,7 +99,7 @@ class DecodeCore final : private TransportListener {
   Metrics& metrics_;
 
   std::span<std::byte> arena_;            // the transport's
-  std::unique_ptr<BlockPool> pool_;      // engine thread
+  std::unique_ptr<BlockPool> pool_;       // engine thread
   std::unique_ptr<DecodeEngine> engine_;  // engine thread
   std::unique_ptr<EngineThread> engine_thread_;
   std::unique_ptr<TimerThread> timers_;

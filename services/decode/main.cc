@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
         set->AddInt("lease_expiry_ms", &lease_expiry_ms, 100, 600'000,
                     {"ms", "A lease without a sign of life from its prefill worker ends after this long."});
       },
+      [] { return OkStatus(); },
       [&](const WorkerParts& parts) -> Result<std::unique_ptr<WorkerService>> {
         DecodeCore::Options core_options;
         core_options.kv_bytes = static_cast<std::uint64_t>(parts.options.kv_memory_mib) << 20;

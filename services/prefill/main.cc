@@ -14,12 +14,10 @@ int main(int argc, char** argv) {
                     {"tokens", "Prompt tokens of one step, a multiple of 64."});
         set->AddInt("queue_max", &queue_max, 1, 1 << 16, {"requests", "Prompts that may wait; more are refused."});
       },
+      [&] { return chunk_tokens % 64 == 0 ? OkStatus() : InvalidArgument("--chunk-tokens is not a multiple of 64"); },
       [&](const WorkerParts& parts) -> Result<std::unique_ptr<WorkerService>> {
         PrefillCore::Options core_options;
         core_options.kv_bytes = static_cast<std::uint64_t>(parts.options.kv_memory_mib) << 20;
-        if (chunk_tokens % 64 != 0) {
-          return InvalidArgument("--chunk-tokens " + std::to_string(chunk_tokens) + " is not a multiple of 64");
-        }
         core_options.chunk_tokens = static_cast<int>(chunk_tokens);
         core_options.queue_max = static_cast<int>(queue_max);
         ZEROC_ASSIGN_OR_RETURN(std::unique_ptr<PrefillCore> core,

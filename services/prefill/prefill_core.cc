@@ -144,15 +144,14 @@ void PrefillCore::Run(const v1::PrefillRequest& request, Sink sink) {
   job.tokens.reserve(static_cast<std::size_t>(request.token_ids_size()));
   // Ids beyond the type's range become negative, which the engine refuses by name.
   for (const std::uint32_t id : request.token_ids()) {
-    job.tokens.push_back(id > static_cast<std::uint32_t>(std::numeric_limits<std::int32_t>::max())
-                             ? -1
-                             : static_cast<std::int32_t>(id));
+    job.tokens.push_back(
+        id > static_cast<std::uint32_t>(std::numeric_limits<std::int32_t>::max()) ? -1 : static_cast<std::int32_t>(id));
   }
   job.sampling = added->sampling;
   job.format = model_.formats().at(request.profile());
   job.listener = added.get();
-  const bool posted = engine_thread_->Post(
-      [this, added, job = std::move(job)]() mutable { SubmitOnEngine(added, std::move(job)); });
+  const bool posted =
+      engine_thread_->Post([this, added, job = std::move(job)]() mutable { SubmitOnEngine(added, std::move(job)); });
   if (!posted) Cancel(added->key, Unavailable("the prefill worker is stopping"));
 }
 
@@ -306,7 +305,8 @@ void PrefillCore::UpdateGauges(Metrics& metrics) const {
   const BlockPool::Usage now = usage();
   metrics.SetRequestsRunning(load.running());
   metrics.SetRequestsWaiting(load.waiting());
-  metrics.SetKvCacheUsage(now.bytes_total == 0 ? 0 : static_cast<double>(now.bytes_used) / static_cast<double>(now.bytes_total));
+  metrics.SetKvCacheUsage(
+      now.bytes_total == 0 ? 0 : static_cast<double>(now.bytes_used) / static_cast<double>(now.bytes_total));
   metrics.SetKvBlocks("used", static_cast<double>(now.n_blocks_used));
   const KvFormat& any = *model_.formats().begin()->second;
   metrics.SetKvBlocks("free", static_cast<double>((now.bytes_total - std::min(now.bytes_total, now.bytes_used)) /

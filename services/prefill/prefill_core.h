@@ -1,9 +1,9 @@
 // The prefill worker behind its RPCs: the engine, connections to decode workers, one transfer per request.
 //
-// Threads. mu_ guards the table of requests and connections; each request has a mutex of its own that guards its Sender and
-// is held while the Sender's actions are posted, so that a flush never overtakes a write. Lock order: mu_ is never taken
-// with a request's mutex held. The engine's listener calls run on the engine's thread, the transport's on the transport's;
-// neither waits for the other. Every public method may be called from any thread and none blocks.
+// Threads. mu_ guards the table of requests and connections; each request has a mutex of its own that guards its Sender
+// and is held while the Sender's actions are posted, so that a flush never overtakes a write. Lock order: mu_ is never
+// taken with a request's mutex held. The engine's listener calls run on the engine's thread, the transport's on the
+// transport's; neither waits for the other. Every public method may be called from any thread and none blocks.
 #pragma once
 
 #include <atomic>

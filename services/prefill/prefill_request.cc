@@ -17,7 +17,8 @@ double Seconds(std::int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 }  // namespace
 
 std::int64_t PrefillNowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 PrefillCore::Request::Request(PrefillCore& core_in, Key key_in, Sink sink_in, Sender sender_in)
@@ -113,9 +114,8 @@ void PrefillCore::Request::OnFirstToken(const SequenceKv&, const SampledToken& t
     sink->Send(std::move(event));
   }
   if (!ends) {
-    return Do(sender.OnFirstToken({token.id, token.logprob, token.top, sampling.seed,
-                                   static_cast<std::uint32_t>(n_prompt_tokens)},
-                                  computed_ns));
+    return Do(sender.OnFirstToken(
+        {token.id, token.logprob, token.top, sampling.seed, static_cast<std::uint32_t>(n_prompt_tokens)}, computed_ns));
   }
   first_token_final = !sender.stopping() && !sender.ended();
   Do(sender.Cancel(Cancelled("the first token ended the request"), computed_ns));

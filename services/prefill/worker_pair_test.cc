@@ -1,5 +1,5 @@
-// A prefill and a decode worker in one process, over gRPC on loopback and the KV transport, with the demo model: the tokens
-// of a single process, the bytes that were computed, and every block back whatever happens.
+// A prefill and a decode worker in one process, over gRPC on loopback and the KV transport, with the demo model: the
+// tokens of a single process, the bytes that were computed, and every block back whatever happens.
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
@@ -63,12 +63,12 @@ struct Outcome {
 
 class Cluster {
  public:
-  explicit Cluster(Wire wire, std::int64_t lease_expiry_ms = 30'000, std::uint64_t decode_kv_bytes = 96 << 20) : wire_(wire) {
+  explicit Cluster(Wire wire, std::int64_t lease_expiry_ms = 30'000, std::uint64_t decode_kv_bytes = 96 << 20)
+      : wire_(wire) {
     DecodeCore::Options decode;
     decode.kv_bytes = decode_kv_bytes;
     decode.lease_expiry_ms = lease_expiry_ms;
-    auto decode_core =
-        Must(DecodeCore::Create(decode, *TheModels().decode, decode_metrics_, Factory(kDecodeName)));
+    auto decode_core = Must(DecodeCore::Create(decode, *TheModels().decode, decode_metrics_, Factory(kDecodeName)));
     decode_core_ = decode_core.get();
     decode_service_ = MakeDecodeService(std::move(decode_core));
     PrefillCore::Options prefill;
@@ -116,7 +116,8 @@ class Cluster {
   }
 
   // Both calls of one request; `on_event` sees each event's name as it comes and may act on the contexts.
-  using OnEvent = std::function<void(const std::string& event, grpc::ClientContext& prefill, grpc::ClientContext& decode)>;
+  using OnEvent =
+      std::function<void(const std::string& event, grpc::ClientContext& prefill, grpc::ClientContext& decode)>;
   Outcome Run(const v1::ReserveRequest& reserve, const v1::Lease& lease, const std::vector<std::int32_t>& prompt,
               const v1::SamplingParams& sampling, const OnEvent& on_event = nullptr) {
     Outcome outcome;
@@ -156,7 +157,8 @@ class Cluster {
       }
       outcome.prefill = stream->Finish();
       // As the router does: without prefill, or with nothing left to do, decode need not wait.
-      if (!outcome.prefill.ok() || outcome.first.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) decode_context.TryCancel();
+      if (!outcome.prefill.ok() || outcome.first.finish_reason() != v1::FINISH_REASON_UNSPECIFIED)
+        decode_context.TryCancel();
     });
     v1::DecodeEvent event;
     std::vector<std::int32_t> later;
@@ -189,7 +191,9 @@ class Cluster {
   // All blocks of both workers are free and nothing is in flight.
   ::testing::AssertionResult Settles() {
     const auto until = std::chrono::steady_clock::now() + seconds(kSettleS);
-    while (decode().usage().n_blocks_used + prefill().usage().n_blocks_used + decode().in_flight() + prefill().in_flight() > 0) {
+    while (decode().usage().n_blocks_used + prefill().usage().n_blocks_used + decode().in_flight() +
+               prefill().in_flight() >
+           0) {
       if (std::chrono::steady_clock::now() > until) {
         return ::testing::AssertionFailure()
                << "decode holds " << decode().usage().n_blocks_used << " blocks of " << decode().in_flight()

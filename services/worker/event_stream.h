@@ -21,8 +21,8 @@ namespace zeroc {
 template <typename Event>
 class EventStream final : public EventSink<Event> {
  public:
-  // Reacts to gRPC and deletes itself. on_cancel runs at most once, and not after End: the client is gone or its deadline
-  // has passed.
+  // Reacts to gRPC and deletes itself. on_cancel runs at most once, and not after End: the client is gone or its
+  // deadline has passed.
   class Reactor final : public grpc::ServerWriteReactor<Event> {
    public:
     Reactor(std::shared_ptr<EventStream> stream, std::function<void()> on_cancel)

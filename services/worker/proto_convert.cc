@@ -31,7 +31,8 @@ Result<SamplingParams> SamplingFromProto(const v1::SamplingParams& proto) {
     params.stop_ids.push_back(static_cast<std::int32_t>(id));
   }
   for (const auto& [id, bias] : proto.logit_bias()) {
-    if (id > kIntMax) return InvalidArgument("sampling: logit_bias of token " + std::to_string(id) + " is out of range");
+    if (id > kIntMax)
+      return InvalidArgument("sampling: logit_bias of token " + std::to_string(id) + " is out of range");
     params.logit_bias.emplace_back(static_cast<std::int32_t>(id), bias);
   }
   return params;

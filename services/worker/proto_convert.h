@@ -7,8 +7,8 @@
 
 namespace zeroc {
 
-// The router has filled in every field; one that is absent takes the proto's default. kInvalidArgument when a number does
-// not fit the engine's type; ranges are checked by SamplingParams::Validate.
+// The router has filled in every field; one that is absent takes the proto's default. kInvalidArgument when a number
+// does not fit the engine's type; ranges are checked by SamplingParams::Validate.
 Result<SamplingParams> SamplingFromProto(const v1::SamplingParams& proto);
 
 // For tokens that were asked for with logprobs.

@@ -27,8 +27,9 @@ const char* KindName(WorkerKind kind) { return kind == WorkerKind::kPrefill ? "p
 
 void AddWorkerOptions(OptionSet* set, WorkerOptions* o) {
   set->AddString("model", &o->model, {"", "Hugging Face directory of a Llama-family model."});
-  set->AddString("plan", &o->plan,
-                 {"", "Plan file; empty takes zeroc.plan in the model's directory, or none: then only bf16 is served."});
+  set->AddString(
+      "plan", &o->plan,
+      {"", "Plan file; empty takes zeroc.plan in the model's directory, or none: then only bf16 is served."});
   set->AddString("grpc_listen", &o->grpc_listen, {"host:port", "Where gRPC listens; port 0 takes a free one."});
   set->AddString("http_listen", &o->http_listen, {"host:port", "Where /metrics, /healthz and /readyz are served."});
   set->AddString("router", &o->router, {"host:port", "Router to register with; empty: none."});
@@ -119,12 +120,11 @@ Status Serve(WorkerKind kind, WorkerOptions& options, const Addresses& addresses
     options.name = std::string(KindName(kind)) + "-" + HostName() + "-" +
                    (addresses.grpc.port != 0 ? std::to_string(addresses.grpc.port) : "pid" + std::to_string(getpid()));
   }
-  ZEROC_ASSIGN_OR_RETURN(
-      const std::unique_ptr<WorkerModel> model,
-      WorkerModel::Open(options.model, options.plan, static_cast<int>(options.threads)));
-  LogInfo("model dir=" + options.model + " fingerprint=" + model->fingerprint() + " plan=" +
-          (model->plan_path().empty() ? "none" : model->plan_path() + " plan_id=" + model->plan_id()) + " profiles=" +
-          std::to_string(model->formats().size()));
+  ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<WorkerModel> model,
+                         WorkerModel::Open(options.model, options.plan, static_cast<int>(options.threads)));
+  LogInfo("model dir=" + options.model + " fingerprint=" + model->fingerprint() +
+          " plan=" + (model->plan_path().empty() ? "none" : model->plan_path() + " plan_id=" + model->plan_id()) +
+          " profiles=" + std::to_string(model->formats().size()));
   Metrics metrics(std::filesystem::path(options.model).lexically_normal().filename().string());
   ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<WorkerService> service,
                          make_service({*model, metrics, options, UcxFactory(options, options.name)}));
@@ -142,9 +142,8 @@ Status Serve(WorkerKind kind, WorkerOptions& options, const Addresses& addresses
                          GrpcServer::Start(options.grpc_listen, GrpcLimits(), {service->service()}));
   std::atomic<bool> draining = false;
   const auto ready = [&draining] { return draining ? Unavailable("draining") : OkStatus(); };
-  ZEROC_ASSIGN_OR_RETURN(
-      const std::unique_ptr<HttpServer> http_server,
-      HttpServer::Start(options.http_listen, HttpLimits(), Routes(metrics, *service, ready)));
+  ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http_server,
+                         HttpServer::Start(options.http_listen, HttpLimits(), Routes(metrics, *service, ready)));
   grpc_server->SetServing(true);
   LogInfo("listening grpc_port=" + std::to_string(grpc_server->port()) +
           " http_port=" + std::to_string(http_server->port()));
@@ -152,10 +151,10 @@ Status Serve(WorkerKind kind, WorkerOptions& options, const Addresses& addresses
   if (!options.router.empty()) {
     RegistrationOptions registering;
     registering.router_address = options.router;
-    registration = Registration::Start(registering,
-                                       Info(kind, options, *model, *service, addresses.advertised_host,
-                                            grpc_server->port(), http_server->port()),
-                                       [&service](v1::WorkerLoad* load) { service->FillLoad(load); });
+    registration = Registration::Start(
+        registering,
+        Info(kind, options, *model, *service, addresses.advertised_host, grpc_server->port(), http_server->port()),
+        [&service](v1::WorkerLoad* load) { service->FillLoad(load); });
   }
 
   const int number = signal.Wait();
@@ -177,7 +176,8 @@ Status Serve(WorkerKind kind, WorkerOptions& options, const Addresses& addresses
 }  // namespace
 
 int WorkerMain(int argc, char** argv, WorkerKind kind, WorkerOptions* options,
-               const std::function<void(OptionSet*)>& add_options, const MakeService& make_service) {
+               const std::function<void(OptionSet*)>& add_options, const std::function<Status()>& check_usage,
+               const MakeService& make_service) {
   ShutdownSignal signal;
   const std::string program = std::string("zeroc-") + KindName(kind);
   OptionSet set(program, kind == WorkerKind::kPrefill
@@ -194,6 +194,7 @@ int WorkerMain(int argc, char** argv, WorkerKind kind, WorkerOptions* options,
   if (*outcome == OptionSet::Outcome::kHelpShown) return 0;
   const Result<Addresses> addresses = CheckUsage(*options);
   if (!addresses.ok()) return bad_usage(addresses.status());
+  if (Status usage = check_usage(); !usage.ok()) return bad_usage(usage);
   const Result<LogLevel> level = ParseLogLevel(options->log_level);
   if (!level.ok()) return bad_usage(level.status());
   SetUpLogging(KindName(kind), *level);

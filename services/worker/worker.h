@@ -50,8 +50,8 @@ class WorkerService {
   virtual void UpdateGauges(Metrics& metrics) = 0;  // before every scrape
   virtual std::string Describe() const = 0;         // transport and memory, for the start log
   virtual std::uint64_t kv_bytes_total() const = 0;
-  virtual std::size_t in_flight() const = 0;        // requests that are not over on this worker
-  virtual void StopAccepting() = 0;                 // new requests are refused with kUnavailable
+  virtual std::size_t in_flight() const = 0;  // requests that are not over on this worker
+  virtual void StopAccepting() = 0;           // new requests are refused with kUnavailable
   virtual void CancelAll(const Status& why) = 0;
 };
 
@@ -65,9 +65,11 @@ struct WorkerParts {
 };
 using MakeService = std::function<Result<std::unique_ptr<WorkerService>>(const WorkerParts&)>;
 
-// main() of a worker: parses flags (add_options may add the kind's own), opens everything, serves until SIGTERM or SIGINT,
-// drains. Exit code: 0, 1 for a failure, 2 for bad usage. Nothing is announced before everything works.
+// main() of a worker: parses flags (add_options may add the kind's own, check_usage what ranges cannot say), opens
+// everything, serves until SIGTERM or SIGINT, drains. Exit code: 0, 1 for a failure, 2 for bad usage. Nothing is
+// announced before everything works.
 int WorkerMain(int argc, char** argv, WorkerKind kind, WorkerOptions* options,
-               const std::function<void(OptionSet*)>& add_options, const MakeService& make_service);
+               const std::function<void(OptionSet*)>& add_options, const std::function<Status()>& check_usage,
+               const MakeService& make_service);
 
 }  // namespace zeroc

@@ -48,14 +48,16 @@ Result<std::shared_ptr<const KvFormat>> WorkerModel::FormatFor(const std::string
                                                                const std::string& plan_id,
                                                                const std::string& profile) const {
   if (fingerprint != this->fingerprint()) {
-    return FailedPrecondition("the request is for model " + fingerprint + ", this worker serves " + this->fingerprint());
+    return FailedPrecondition("the request is for model " + fingerprint + ", this worker serves " +
+                              this->fingerprint());
   }
   if (plan_id != plan_id_) {
     return FailedPrecondition("the request is for plan '" + plan_id + "', this worker has '" + plan_id_ + "'");
   }
   const auto found = formats_.find(profile);
   if (found == formats_.end()) {
-    return NotFound("no profile '" + profile + (plan_id_.empty() ? "': without a plan there is only bf16" : "' in the plan"));
+    return NotFound("no profile '" + profile +
+                    (plan_id_.empty() ? "': without a plan there is only bf16" : "' in the plan"));
   }
   return found->second;
 }
