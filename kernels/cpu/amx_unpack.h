@@ -2,7 +2,7 @@
 //
 // The bytes of a block already are the lane and depth order of an AMX B operand. Exact tiles are used in place. Codes
 // of up to 4 bits become bf16 by a shift, an AND and an OR: in the top bits of the mantissa under the exponent of
-// 2^bits they read 2^bits + code, and the 2^bits leaves through the base. 8-bit codes are converted; every code is exact
+// 2^bits they read 2^bits + code, and the 2^bits leaves through the base. 8-bit codes are converted; each is exact
 // in bf16. A word of four codes gives the pairs (0, 2) and (1, 3), so the A operand stores its depth in that order.
 #pragma once
 
