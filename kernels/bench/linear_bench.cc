@@ -1,4 +1,4 @@
-// y = W x on one thread: GB/s of weights for few rows, GFLOP/s for many.
+// y = W x: GB/s of weights for few rows, GFLOP/s for many. Rates are per thread and second of processor time.
 #include <benchmark/benchmark.h>
 
 #include <cmath>
@@ -46,6 +46,11 @@ void RunLinear(benchmark::State& state, Product product) {
   state.counters["of_read"] = benchmark::Counter(gigabytes / ReadGigabytesPerSecond(), benchmark::Counter::kIsRate);
   state.counters["GFLOP/s"] = benchmark::Counter(n * 2e-9 * static_cast<double>(rows) * static_cast<double>(matrix),
                                                  benchmark::Counter::kIsRate);
+  if (AmxGigaflops() > 0) {
+    state.counters["of_amx"] =
+        benchmark::Counter(n * 2e-9 * static_cast<double>(rows) * static_cast<double>(matrix) / AmxGigaflops(),
+                           benchmark::Counter::kIsRate);
+  }
 }
 
 // The demo model (hidden 384, width 1024) and a 1B model (hidden 2048, width 5632).
@@ -59,8 +64,19 @@ void Shapes(benchmark::internal::Benchmark* bench, const std::vector<std::int64_
   }
 }
 
+// The demo model again, and a 1B model with a width of 8192.
+constexpr std::pair<std::int64_t, std::int64_t> kAmxShapes[] = {
+    {384, 1024}, {1024, 384}, {2048, 2048}, {2048, 8192}, {8192, 2048}};
+
 BENCHMARK_CAPTURE(RunLinear, dispatch, Dispatch)->Apply([](auto* bench) { Shapes(bench, {1, 4, 8, 16, 64, 512}); });
 BENCHMARK_CAPTURE(RunLinear, sgemm, cpu::LinearSgemm)->Apply([](auto* bench) { Shapes(bench, {16, 64, 512}); });
+
+BENCHMARK_CAPTURE(RunLinear, amx, cpu::LinearAmx)->Apply([](auto* bench) {
+  bench->ArgNames({"rows", "k", "n_out"})->MinTime(0.3)->Threads(1)->Threads(2);
+  for (std::int64_t rows : {64, 512, 2048}) {
+    for (const auto& [k, n] : kAmxShapes) bench->Args({rows, k, n});
+  }
+});
 
 }  // namespace
 }  // namespace zeroc::kernels

@@ -1,4 +1,8 @@
 #include "kernels/bench/bench_util.h"
+#include "kernels/cpu/amx.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/bench/yardstick.cc"
@@ -68,6 +72,45 @@ double FmaGigaflops() {
   }();
   return result;
 }
+
+#if defined(__x86_64__)
+namespace {
+
+// Four accumulators, as the kernels have.
+ZEROC_AMX_TARGET void TileProducts(const Bf16* operands, std::int64_t n) {
+  ConfigureTiles(16);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, operands, 64);
+  _tile_loadd(5, operands + 512, 64);
+  _tile_loadd(6, operands + 1024, 64);
+  _tile_loadd(7, operands + 1536, 64);
+  for (std::int64_t i = 0; i < n; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 5, 6);
+    _tile_dpbf16ps(2, 4, 7);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  ReleaseTiles();
+}
+
+}  // namespace
+
+double AmxGigaflops() {
+  static const double result = [] {
+    if (!AmxReady()) return 0.0;
+    constexpr std::int64_t kSteps = 500'000;
+    const auto operands = RandomBf16(2048, 1.0f, 3);
+    const double best = BestSeconds(5, [&] { TileProducts(operands.data(), kSteps); });
+    return 2.0 * 16 * 16 * 32 * 4 * static_cast<double>(kSteps) / best * 1e-9;
+  }();
+  return result;
+}
+#else
+double AmxGigaflops() { return 0; }
+#endif
 
 }  // namespace zeroc::kernels
 #endif

@@ -1,13 +1,13 @@
 // Y = X W^T for many rows on AMX, with the weights read where they lie.
 //
-// AMX wants one operand in rows and the other in pairs along k. Rows of W already are the row operand, so the product is
-// computed transposed, Y^T = W X^T, and only X is rearranged. The model's weights get no second copy: what is copied
-// below is a block of them, for as long as it is in use.
+// AMX wants one operand in rows and the other in pairs along k. Rows of W already are the row operand, so the product
+// is computed transposed, Y^T = W X^T, and only X is rearranged. The model's weights get no second copy: what is copied
+// below is a block of them, for as long as it is in use (docs/adr/0004-own-amx-product.md).
 //   X chunk    up to 512 rows x 2048 columns as B tiles, built once per chunk (2 MiB)
-//   W block    many rows: 1 MiB of W as dense A tiles. A checkpoint aligns its tensors to 8 bytes or so, and a tile load
-//              of rows that straddle cache lines and lie a power of two apart costs twice a dense one; with 512 rows
-//              the copy makes the product 1.3 times faster, with 64 rows 1.3 times slower. So
-//              few rows: a panel of 32 outputs, straight from the memory map.
+//   W block    more than 128 rows: 1 MiB of W as dense A tiles. Checkpoints align tensors to a few bytes, and a tile
+//              load of rows that straddle cache lines costs twice a dense one. With 512 rows the copy made the product
+//              1.3 times faster, with 64 rows 1.3 times slower.
+//   W panel    fewer rows: 32 outputs, straight from the memory map
 //   registers  2 x 2 accumulators of 16 x 16: four loads for four products
 #include <cstdint>
 #include <cstdlib>
@@ -178,8 +178,9 @@ void MultiplyChunk(const Target& to, const Bf16* x, std::int64_t first_row, std:
     // Rows outside, outputs inside: y is written along its rows.
     for (std::int64_t r = 0; r < rows; r += kPanelRows) {
       for (std::int64_t o = block; o < end; o += kPanelOuts) {
-        const Panel panel = dense ? Panel{packed_w + (o - block) / kPanelOuts * panel_elements, kTileElements * 2, kStep}
-                                  : Panel{w, kStep, args.k};
+        const Panel panel = dense
+                                ? Panel{packed_w + (o - block) / kPanelOuts * panel_elements, kTileElements * 2, kStep}
+                                : Panel{w, kStep, args.k};
         MultiplyBlock(to, panel, x + r * steps * kStep, steps, o, Smaller(kPanelOuts, end - o), first_row + r,
                       Smaller(kPanelRows, rows - r));
       }

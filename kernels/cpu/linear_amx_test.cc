@@ -79,9 +79,8 @@ struct Problem {
   }
 
   LinearArgs Args(const Case& c, const void* x_data, const Bf16* w_data, std::vector<float>* y) const {
-    return {x_data, c.rows,  c.k,          w_data,    c.bias ? bias.data() : nullptr,
-            c.outs, c.begin, c.outs - c.cut, y->data(), y_stride,
-            c.accumulate};
+    return {x_data,         c.rows,    c.k,      w_data,      c.bias ? bias.data() : nullptr, c.outs, c.begin,
+            c.outs - c.cut, y->data(), y_stride, c.accumulate};
   }
 };
 
@@ -131,8 +130,8 @@ TEST_F(LinearAmx, EveryTailOfRowsStepsAndOutputs) {
 
 TEST_F(LinearAmx, BlocksAndChunks) {
   Ledger ledger("AMX linear, blocks");
-  // 128 and 129 rows: weights where they lie, and copied. 512 and 513: one and two chunks of rows. 2048 and more columns:
-  // chunks of columns, with bias added once. 384 columns by 1400 outputs: two blocks of weights.
+  // 128 and 129 rows: weights where they lie, and copied. 512 and 513: one and two chunks of rows. 2048 columns and
+  // more: chunks of columns, with bias added once. 384 columns by 1400 outputs: two blocks of weights.
   for (const Case& c : std::vector<Case>{{100, 1000, 97, 0, 0, true, true},
                                          {128, 384, 70, 0, 0, true, false},
                                          {129, 384, 70, 0, 0, true, false},

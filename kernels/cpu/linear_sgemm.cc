@@ -1,9 +1,8 @@
 // Matrix products in float32 through oneDNN's sgemm, for processors without AMX.
 //
-// oneDNN 2.6 also multiplies bf16 matrices where they lie, but is not used for it: with weights in rows it takes its
-// own
-// AMX gemm, which for some row counts (16 and 40 among them) issues tile instructions without a tile configuration and
-// dies of SIGILL; and without AMX its bf16 rate is half of the float32 one (vdpbf16ps).
+// oneDNN 2.6 also multiplies bf16 matrices where they lie, but is not used for it. Its brgemm takes the tile palette
+// from CPUID leaf 0x1D; where a hypervisor hides that leaf it loads an all-zero tile configuration and dies of SIGILL.
+// And without AMX its bf16 rate is half of the float32 one (vdpbf16ps). See docs/adr/0004-own-amx-product.md.
 #include <omp.h>
 #include <oneapi/dnnl/dnnl.h>
 
