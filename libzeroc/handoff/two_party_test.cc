@@ -291,7 +291,7 @@ class PrefillNode final : public Node, public TransportListener {
     int n_packed = 0;
     bool stopped = false;
     Status outcome;
-    int n_local_done = 0, n_ended = 0;
+    int n_local_done = 0, n_ended = 0, n_writes_open = 0;
   };
 
   void Fill(std::uint64_t seed, const Job& job, std::size_t block_idx) {
@@ -332,8 +332,12 @@ class PrefillNode final : public Node, public TransportListener {
     Job& job = jobs_.at(seed);
     for (SenderAction& action : actions) {
       if (const auto* write = std::get_if<PostWrite>(&action)) {
+        ++job.n_writes_open;
         transport_->Write(job.peer, job.sender->lease().tag(), write->local, write->remote_offset,
-                          [this, seed](const Status& s) { Do(seed, jobs_.at(seed).sender->OnWriteDone(s, Now())); });
+                          [this, seed](const Status& s) {
+                            --jobs_.at(seed).n_writes_open;
+                            Do(seed, jobs_.at(seed).sender->OnWriteDone(s, Now()));
+                          });
       } else if (std::get_if<PostFlush>(&action) != nullptr) {
         transport_->Flush(job.peer,
                           [this, seed](const Status& s) { Do(seed, jobs_.at(seed).sender->OnFlushDone(s, Now())); });
@@ -354,6 +358,7 @@ class PrefillNode final : public Node, public TransportListener {
   // The KV goes back at once; a write that still read it would carry poison.
   void OnLocalDone(Job& job) {
     ++job.n_local_done;
+    EXPECT_EQ(job.n_writes_open, 0) << "a write still reads these bytes";
     job.stopped = true;
     for (const BlockExtent& extent : job.extents) {
       const auto bytes = arena_.span().subspan(extent.offset, extent.bytes);
