@@ -26,7 +26,7 @@ const char* IsaName();
 // arguments are good.
 bool AttentionAmx(const AttentionArgs& args);
 
-// Rows up to this many take the matrix-vector kernels, which stream the weights once.
+// The matrix-vector kernels, which stream the weights once, take up to this many rows.
 inline constexpr int kMatVecRowsMax = 8;
 
 // The three ways of Linear; each takes any number of rows (LinearMatVec: at most kMatVecRowsMax).
