@@ -8,6 +8,8 @@ the machine's own peaks. Writes docs/results/first_light.json and .md, each figu
 """
 import argparse
 import json
+import math
+import os
 import pathlib
 import platform
 import shlex
@@ -44,65 +46,95 @@ def machine():
             break
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     load = pathlib.Path("/proc/loadavg").read_text().split()[0]
-    return {"cpu": cpu, "cores": len(__import__("os").sched_getaffinity(0)), "kernel": platform.release(),
-            "commit": commit.stdout.strip(), "load_at_start": float(load), "date": time.strftime("%Y-%m-%d")}
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "commit": commit.stdout.strip(),
+        "load_at_start": float(load),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def chosen(profile):
+    return [] if profile == "none" else ["--profile", profile]
 
 
 def quality(options):
     text = str(pathlib.Path(options.eval) / "wikitext-2-test.txt")
     recall_set = str(pathlib.Path(options.eval) / "recall_hard.jsonl")
+    windows = ["--context", "2048", "--stride", "1024", "--max-windows", str(options.windows)]
     results = {}
     for profile in ["none", *PROFILES]:
-        choice = [] if profile == "none" else ["--profile", profile]
         results[profile] = {
-            "perplexity": run(["perplexity", "--model", MODEL, "--text", text, "--context", "2048", "--stride", "1024",
-                               "--max-windows", str(options.windows), *choice]),
-            "recall": run(["recall", "--model", MODEL, "--set", recall_set, "--max-cases", str(options.cases), *choice]),
+            "perplexity": run(["perplexity", "--model", MODEL, "--text", text, *windows, *chosen(profile)]),
+            "recall": run(
+                ["recall", "--model", MODEL, "--set", recall_set, "--max-cases", str(options.cases), *chosen(profile)]
+            ),
         }
     return results
 
 
 def speed(options):
+    repeat = ["--repeat", str(options.repeat)]
     results = []
     for tokens in (2048, 4096, 8192):
         for profile in ("none", "q4", "q3"):
-            choice = [] if profile == "none" else ["--profile", profile]
-            results.append(run(["bench", "prefill", "--model", MODEL, "--prompt-tokens", str(tokens), "--repeat",
-                                str(options.repeat), *choice]))
+            shape = ["--prompt-tokens", str(tokens)]
+            results.append(run(["bench", "prefill", "--model", MODEL, *shape, *repeat, *chosen(profile)]))
     for context, batch in ((4096, 1), (4096, 8), (7168, 1)):
         for profile in ("none", "q4", "q3", "q2"):
-            choice = [] if profile == "none" else ["--profile", profile]
-            results.append(run(["bench", "decode", "--model", MODEL, "--context", str(context), "--batch", str(batch),
-                                "--repeat", str(options.repeat), *choice]))
+            shape = ["--context", str(context), "--batch", str(batch)]
+            results.append(run(["bench", "decode", "--model", MODEL, *shape, *repeat, *chosen(profile)]))
     return results
+
+
+def row(*cells):
+    return "| " + " | ".join(cells) + " |"
 
 
 def quality_table(results):
     base = results["none"]["perplexity"]["ppl"]
-    lines = ["| profile | KV bytes/token | perplexity | increase | from KL | KL, nats/token | prototype | recall, hard set |",
-             "|---|---|---|---|---|---|---|---|"]
+    heads = ["profile", "KV bytes/token", "perplexity", "increase", "from KL", "KL, nats/token", "prototype", "recall"]
+    lines = [row(*heads), row(*["---"] * len(heads))]
     for profile, r in results.items():
         p = r["perplexity"]
-        kl_increase = 100 * (2.718281828459045 ** p["kl"] - 1)
-        proto = PROTOTYPE.get(profile)
-        lines.append(f"| {profile} | {p['kv_bytes_per_token']:.0f} | {p['ppl']:.3f} | {100 * (p['ppl'] / base - 1):+.2f} % | "
-                     f"{kl_increase:.2f} % | {p['kl']:.5f} | " + (f"+{proto[0]} / {proto[1]} %" if proto else "") +
-                     f" | {100 * r['recall']['accuracy']:.1f} % |")
+        prototype = PROTOTYPE.get(profile)
+        lines.append(
+            row(
+                profile,
+                f"{p['kv_bytes_per_token']:.0f}",
+                f"{p['ppl']:.3f}",
+                f"{100 * (p['ppl'] / base - 1):+.2f} %",
+                f"{100 * math.expm1(p['kl']):.2f} %",
+                f"{p['kl']:.5f}",
+                f"+{prototype[0]} / {prototype[1]} %" if prototype else "",
+                f"{100 * r['recall']['accuracy']:.1f} %",
+            )
+        )
     return lines
 
 
 def speed_table(results):
-    lines = ["| | profile | tokens/s (min to max) | against none | FLOP/s, share of peak | bytes/s, share of read peak |",
-             "|---|---|---|---|---|---|"]
+    heads = ["", "profile", "tokens/s (min to max)", "against none", "FLOP/s, of peak", "bytes/s, of read peak"]
+    lines = [row(*heads), row(*["---"] * len(heads))]
     none = {}
     for r in results:
-        where = f"prefill {r['prompt_tokens']}" if r["bench"] == "prefill" else f"decode at {r['context']}, batch {r['batch']}"
+        prefill = r["bench"] == "prefill"
+        where = f"prefill {r['prompt_tokens']}" if prefill else f"decode at {r['context']}, batch {r['batch']}"
         profile = r.get("profile") or "none"
         if profile == "none":
             none[where] = r["tokens_per_s"]
-        lines.append(f"| {where} | {profile} | {r['tokens_per_s']:.0f} ({r['tokens_per_s_min']:.0f} to "
-                     f"{r['tokens_per_s_max']:.0f}) | {r['tokens_per_s'] / none[where]:.2f}x | {r['flops_per_s'] / 1e9:.0f} G, "
-                     f"{100 * r['flops_fraction']:.1f} % | {r['bytes_per_s'] / 1e9:.2f} G, {100 * r['bytes_fraction']:.0f} % |")
+        lines.append(
+            row(
+                where,
+                profile,
+                f"{r['tokens_per_s']:.0f} ({r['tokens_per_s_min']:.0f} to {r['tokens_per_s_max']:.0f})",
+                f"{r['tokens_per_s'] / none[where]:.2f}x",
+                f"{r['flops_per_s'] / 1e9:.0f} G, {100 * r['flops_fraction']:.1f} %",
+                f"{r['bytes_per_s'] / 1e9:.2f} G, {100 * r['bytes_fraction']:.0f} %",
+            )
+        )
     return lines
 
 
@@ -121,21 +153,42 @@ def main():
     out = ROOT / options.out
     out.mkdir(parents=True, exist_ok=True)
     (out / "first_light.json").write_text(json.dumps(result, indent=1) + "\n")
+    (out / "first_light.md").write_text("\n".join(page(result)))
+    print("\n".join(page(result)))
+
+
+def page(result):
     m = result["machine"]
-    lines = ["# The bundled model, measured", "", f"Made by `{result['command']}` on {m['date']}, commit {m['commit'][:12]}: "
-             f"{m['cpu']}, {m['cores']} cores, load {m['load_at_start']} at the start. Every command is in `first_light.json`.", ""]
+    lines = [
+        "# The bundled model, measured",
+        "",
+        f"Made by `{result['command']}` on {m['date']}, commit {m['commit'][:12]}: {m['cpu']}, {m['cores']} cores, load",
+        f"{m['load_at_start']} at the start. Every command is in `first_light.json`.",
+        "",
+    ]
     if "quality" in result:
         q = result["quality"]
-        lines += ["## Cost of each profile", "",
-                  f"WikiText-2 test, {q['none']['perplexity']['tokens']} tokens in windows of 2,048 with 1,024 scored through decode "
-                  "over packed KV; neither calibration nor the ladder saw this text. All bytes at window end counted. "
-                  "The prototype's figures (perplexity increase / from KL) are for five windows of the same text in numpy.", "",
-                  *quality_table(q), ""]
-    lines += ["## Speed", "", "Medians; fractions are of peaks measured in the same process (AMX multiply-adds in registers, reads of "
-              "512 MiB). The model's weights (16 MB) fit the last-level cache, so bytes/s may exceed memory's.", "",
-              *speed_table(result["speed"]), ""]
-    (out / "first_light.md").write_text("\n".join(lines))
-    print("\n".join(lines))
+        lines += [
+            "## Cost of each profile",
+            "",
+            f"WikiText-2 test, {q['none']['perplexity']['tokens']} tokens in windows of 2,048 with 1,024 scored through",
+            "decode over packed KV; neither calibration nor the ladder saw this text. All bytes at window end counted.",
+            "Recall is on the hard set. The prototype's figures (perplexity increase / from KL) are for five windows of",
+            "the same text in numpy, same widths, same windows.",
+            "",
+            *quality_table(q),
+            "",
+        ]
+    lines += [
+        "## Speed",
+        "",
+        "Medians; fractions are of peaks measured in the same process (AMX multiply-adds in registers, reads of 512 MiB).",
+        "The model's weights (16 MB) fit the last-level cache, so bytes/s may exceed memory's.",
+        "",
+        *speed_table(result["speed"]),
+        "",
+    ]
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-// Write + Flush between two UCX transports of one process (two worker threads), over TCP on lo and over shared memory, beside
-// plain memcpy of the same size. Bytes rotate over a 256 MiB arena, so that caches do not flatter large sizes. Bytes per second
-// count each byte once. The last write of each run is compared, so a transport that loses bytes shows as an error.
+// Write + Flush between two UCX transports of one process (two worker threads), over TCP on lo and over shared memory,
+// beside plain memcpy of the same size. Bytes rotate over a 256 MiB arena, so that caches do not flatter large sizes.
+// Bytes per second count each byte once. The last write of each run is compared, so a transport that loses bytes shows
+// as an error.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>

@@ -59,8 +59,8 @@ inline std::vector<float> RandomFloats(std::size_t n, float scale, unsigned seed
 double ReadGigabytesPerSecond();
 // GFLOP/s of one thread's float32 FMA in registers.
 double FmaGigaflops();
-// GFLOP/s of one thread's bf16 tile products in registers, 0 without AMX. The operands are random: zeros draw less power
-// and ran a fifth faster.
+// GFLOP/s of one thread's bf16 tile products in registers, 0 without AMX. The operands are random: zeros draw less
+// power and ran a fifth faster.
 double AmxGigaflops();
 
 }  // namespace zeroc::kernels

@@ -32,7 +32,8 @@ struct CalibrationOptions {
 // Stage names for progress: "moments", "bases", "measure", "recall"; done in [0, 1] within the stage.
 using CalibrationProgress = std::function<bool(const char* stage, double done)>;
 
-// kInvalidArgument: text too short for one window; errors of SolveLayer and ScoreText otherwise. recall_cases may be empty.
+// kInvalidArgument: text too short for one window; errors of SolveLayer and ScoreText otherwise. recall_cases may be
+// empty.
 Result<Plan> Calibrate(std::shared_ptr<const Checkpoint> checkpoint, const kernels::Ops& ops, ThreadPool& threads,
                        std::span<const CalibrationSource> texts, const CalibrationSource& heldout,
                        std::span<const RecallCase> recall_cases, std::int32_t bos_id, const CalibrationOptions& options,

@@ -1,5 +1,5 @@
-// Turns logits into tokens. Random numbers are indexed by (seed, token position), so a request that is replayed on another
-// worker draws the same ones. One Sampler per request; not thread-safe.
+// Turns logits into tokens. Random numbers are indexed by (seed, token position), so a request that is replayed on
+// another worker draws the same ones. One Sampler per request; not thread-safe.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@
 
 namespace zeroc {
 
-// Defaults leave the distribution as the model gives it. Applied in this order: logit_bias, repetition penalty, presence
-// and frequency penalties, temperature, top_k, min_p, top_p.
+// Defaults leave the distribution as the model gives it. Applied in this order: logit_bias, repetition penalty,
+// presence and frequency penalties, temperature, top_k, min_p, top_p.
 struct SamplingParams {
   int max_tokens = 16;       // >= 1
   float temperature = 1.0f;  // 0: greedy; [0, 2]

@@ -1,9 +1,9 @@
 // Measures what compression costs: decode-scored perplexity and KL divergence of text, and recall of planted facts, all
 // through the real packed path. Single-threaded callers; the models spread their work over their own pool.
 //
-// Windows (design section 6): window i is BOS + tokens [i S, i S + C - 1). Its first C - S tokens are prefilled and packed,
-// then the last S targets are scored while the rest is fed one token per step through decode, packing as it goes.
-// Incomplete windows are left out. Methods never change the windows.
+// Windows (design section 6): window i is BOS + tokens [i S, i S + C - 1). Its first C - S tokens are prefilled and
+// packed, then the last S targets are scored while the rest is fed one token per step through decode, packing as it
+// goes. Incomplete windows are left out. Methods never change the windows.
 #pragma once
 
 #include <cstdint>
