@@ -162,8 +162,8 @@ def page(result):
     lines = [
         "# The bundled model, measured",
         "",
-        f"Made by `{result['command']}` on {m['date']}, commit {m['commit'][:12]}: {m['cpu']}, {m['cores']} cores, load",
-        f"{m['load_at_start']} at the start. Every command is in `first_light.json`.",
+        f"Made by `{result['command']}` on {m['date']}, commit {m['commit'][:12]}: {m['cpu']}, {m['cores']} cores,",
+        f"load {m['load_at_start']} at the start. Every command is in `first_light.json`.",
         "",
     ]
     if "quality" in result:
@@ -171,10 +171,10 @@ def page(result):
         lines += [
             "## Cost of each profile",
             "",
-            f"WikiText-2 test, {q['none']['perplexity']['tokens']} tokens in windows of 2,048 with 1,024 scored through",
-            "decode over packed KV; neither calibration nor the ladder saw this text. All bytes at window end counted.",
-            "Recall is on the hard set. The prototype's figures (perplexity increase / from KL) are for five windows of",
-            "the same text in numpy, same widths, same windows.",
+            f"WikiText-2 test, {q['none']['perplexity']['tokens']} tokens in windows of 2,048, 1,024 of each scored",
+            "through decode over packed KV; neither calibration nor the ladder saw this text. All bytes at window end",
+            "count. Recall is on the hard set. The prototype's figures (perplexity increase / from KL) are for five",
+            "windows of the same text in numpy, same widths, same windows.",
             "",
             *quality_table(q),
             "",
@@ -182,8 +182,8 @@ def page(result):
     lines += [
         "## Speed",
         "",
-        "Medians; fractions are of peaks measured in the same process (AMX multiply-adds in registers, reads of 512 MiB).",
-        "The model's weights (16 MB) fit the last-level cache, so bytes/s may exceed memory's.",
+        "Medians; fractions are of peaks measured in the same process (AMX multiply-adds in registers, reads of",
+        "512 MiB). The model's weights (16 MB) fit the last-level cache, so bytes/s may exceed memory's.",
         "",
         *speed_table(result["speed"]),
         "",
