@@ -262,7 +262,8 @@ void DecodeCore::AdmitOnEngine(const RequestPtr& request) {
   request->admitted_ns = NowNs();
   v1::DecodeEvent event;
   v1::Admitted* admitted = event.mutable_admitted();
-  admitted->set_wire_seconds(Seconds(ready.facts.last_write_ns - ready.facts.first_write_ns));
+  const double wire_seconds = Seconds(ready.facts.last_write_ns - ready.facts.first_write_ns);
+  admitted->set_wire_seconds(wire_seconds);
   admitted->set_admit_seconds(Seconds(request->admitted_ns - ready.facts.committed_ns));
   admitted->mutable_kv_bytes()->set_raw(model_.RawKvBytes(request->n_prompt_tokens));
   admitted->mutable_kv_bytes()->set_packed(request->kv_bytes);
@@ -279,7 +280,7 @@ void DecodeCore::AdmitOnEngine(const RequestPtr& request) {
   }
   PublishUsage();
   if (status.ok()) {
-    metrics_.ObserveKvTransfer(admitted->wire_seconds());
+    metrics_.ObserveKvTransfer(wire_seconds);
     return;
   }
   request->sink->End(status);
