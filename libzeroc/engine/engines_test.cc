@@ -1,4 +1,5 @@
-// Prefill and decode engines over the tiny model: hand-off by copied blocks, batching, limits, and blocks that come back.
+// Prefill and decode engines over the tiny model: hand-off by copied blocks, batching, limits, and blocks that come
+// back.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -22,7 +23,11 @@ struct PrefillLog : PrefillListener {
     EXPECT_EQ(ready.packed_begin, n) << "blocks are announced once, in order";
     n = ready.packed_end;
     sinks[ready.layer] += ready.sink ? 1 : 0;
-    tails[ready.layer] += ready.exact_tail ? 1 : 0;
+    auto& n_exact = exact[ready.layer];
+    EXPECT_EQ(ready.exact_begin, n_exact) << "blocks are announced once, in order";
+    EXPECT_GE(ready.exact_end, ready.exact_begin);
+    n_exact = ready.exact_end;
+    exact_at_call.push_back(n_exact);
   }
   void OnFirstToken(const SequenceKv& sequence, const SampledToken& sampled) override {
     kv = &sequence;
@@ -30,7 +35,8 @@ struct PrefillLog : PrefillListener {
   }
   void OnFailed(const Status& s) override { status = s; }
 
-  std::map<int, int> packed, sinks, tails;
+  std::map<int, int> packed, sinks, exact;
+  std::vector<int> exact_at_call;  // exact blocks announced so far, one entry for each call
   const SequenceKv* kv = nullptr;
   SampledToken token;
   Status status;
@@ -134,7 +140,7 @@ TEST_F(EnginesTest, HandedOffTokensEqualLocalOnes) {
         for (int layer = 0; layer < format->n_layers; ++layer) {
           EXPECT_EQ(prefill_log.packed[layer], n_packed);
           EXPECT_EQ(prefill_log.sinks[layer], n_packed > 0 ? 1 : 0);
-          EXPECT_EQ(prefill_log.tails[layer], 1);
+          EXPECT_EQ(prefill_log.exact[layer], (n_prompt + 63) / 64 - n_packed);
         }
         ASSERT_NO_FATAL_FAILURE(CopyPrompt(*prefill_log.kv, *decode.kv(reserved), n_prompt));
         prefill.Release(job);
@@ -151,6 +157,18 @@ TEST_F(EnginesTest, HandedOffTokensEqualLocalOnes) {
       }
     }
   }
+}
+
+// What is never packed must not wait for the prompt's end: without compression that is everything there is to send.
+TEST_F(EnginesTest, ExactBlocksAreReadyWithTheirChunk) {
+  const auto pool = Pool(1, 512);
+  PrefillEngine prefill(*model_, pool->pool(), {.chunk_tokens = 128, .queue_max = 1});
+  PrefillLog log;
+  ASSERT_TRUE(prefill.Submit({tiny_.RandomIds(300, 1), Sampling(1), plain_, &log}).ok());
+  std::vector<int> after_step;
+  while (prefill.Step()) after_step.push_back(log.exact[0]);
+  EXPECT_EQ(after_step, (std::vector<int>{2, 4, 5}));  // 300 tokens: four full blocks and one of 44 tokens
+  EXPECT_EQ(log.exact_at_call.size(), 3u * static_cast<std::size_t>(model_->config().n_layers));
 }
 
 TEST_F(EnginesTest, MoreSequencesThanTheBatchTakeTurns) {

@@ -21,19 +21,26 @@ namespace {
 // Turns the forward pass's "layer written" into the job's "blocks ready".
 class LayerForwarder : public ForwardObserver {
  public:
-  LayerForwarder(const SequenceKv& kv, PrefillListener& listener, bool last_chunk)
-      : kv_(kv), listener_(listener), last_chunk_(last_chunk) {}
+  // The chunk is the prompt's tokens [kv.n_tokens(), end); chunks begin at a block's first token.
+  LayerForwarder(const SequenceKv& kv, PrefillListener& listener, int end, int n_prompt)
+      : kv_(kv), listener_(listener) {
+    const int tail = kv.format().PackedBlocksAt(n_prompt);  // the blocks from here on stay exact
+    const int full = end / kernels::kBlockTokens;
+    const int written = end < n_prompt ? full : (end + kernels::kBlockTokens - 1) / kernels::kBlockTokens;
+    exact_begin_ = std::max(kv.n_tokens() / kernels::kBlockTokens - tail, 0);
+    exact_end_ = std::max(written - tail, exact_begin_);
+  }
 
   void OnLayerWritten(int layer) override {
-    ReadyBlocks ready{layer, kv_.pack_begin(), kv_.pack_end(), false, last_chunk_};
+    ReadyBlocks ready{layer, kv_.pack_begin(), kv_.pack_end(), false, exact_begin_, exact_end_};
     ready.sink = kv_.pack_begin() == 0 && kv_.pack_end() > 0 && kv_.format().sink_tokens > 0;
-    if (ready.packed_begin < ready.packed_end || ready.exact_tail) listener_.OnBlocksReady(kv_, ready);
+    if (ready.packed_begin < ready.packed_end || exact_begin_ < exact_end_) listener_.OnBlocksReady(kv_, ready);
   }
 
  private:
   const SequenceKv& kv_;
   PrefillListener& listener_;
-  bool last_chunk_;
+  int exact_begin_, exact_end_;
 };
 
 }  // namespace
@@ -111,7 +118,7 @@ void PrefillEngine::RunChunk(Job& job) {
           .subspan(static_cast<std::size_t>(job.kv->n_tokens()), static_cast<std::size_t>(n_new)),
       last ? 1 : 0};
   logits_.resize(static_cast<std::size_t>(model_.config().vocab_size));
-  LayerForwarder forwarder(*job.kv, *job.request.listener, last);
+  LayerForwarder forwarder(*job.kv, *job.request.listener, job.kv->n_tokens() + n_new, job.n_tokens());
   const Status status = model_.Forward({&sequence, 1}, logits_.data(), &forwarder);
   if (!status.ok()) {
     std::erase(waiting_, id);

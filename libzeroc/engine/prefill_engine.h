@@ -19,13 +19,14 @@ namespace zeroc {
 
 enum class PrefillJobId : std::uint64_t {};
 
-// Blocks of one layer that became final in this step, as indices into SequenceKv::BlocksAt(layer, n_prompt_tokens): packed
-// blocks [packed_begin, packed_end); the sink block once; the exact tail with the last chunk.
+// Blocks of one layer that became final in this step, as indices into SequenceKv::BlocksAt(layer, n_prompt_tokens):
+// packed blocks [packed_begin, packed_end); the sink block once; blocks [exact_begin, exact_end) of the exact tail,
+// which are full or hold the prompt's end. Every block is announced once, and each kind in order.
 struct ReadyBlocks {
   int layer = 0;
   int packed_begin = 0, packed_end = 0;
   bool sink = false;
-  bool exact_tail = false;
+  int exact_begin = 0, exact_end = 0;
 };
 
 // Called from Step, on the engine's thread. Must outlive the job.

@@ -8,6 +8,16 @@
 
 namespace zeroc {
 
+namespace {
+
+// The transport cancels what is under way when the connection is closed here, perhaps because of another job. This job
+// was not cancelled: it may be tried again elsewhere.
+Status Lost(const Status& status) {
+  return status.code() == StatusCode::kCancelled ? Unavailable(std::string(status.message())) : status;
+}
+
+}  // namespace
+
 Sender::Sender(const Options& options, LeaseKey lease, const Share& share, BlockTable remote, std::string peer_name)
     : options_(options),
       lease_(lease),
@@ -68,9 +78,10 @@ void Sender::AddBlocks(const SequenceKv& kv, const BlockTable::Layer& local, con
              local.blocks.packed.at(static_cast<std::size_t>(b)));
   }
   if (blocks.sink && has_sink) AddBlock(local.first_block + n_packed, kv, local.blocks.sink);
-  if (!blocks.exact_tail) return;
-  std::uint32_t block_idx = local.first_block + n_packed + (has_sink ? 1 : 0);
-  for (const BlockRef ref : local.blocks.exact) AddBlock(block_idx++, kv, ref);
+  const std::uint32_t first_exact = local.first_block + n_packed + (has_sink ? 1 : 0);
+  for (int b = blocks.exact_begin; b < blocks.exact_end; ++b) {
+    AddBlock(first_exact + static_cast<std::uint32_t>(b), kv, local.blocks.exact.at(static_cast<std::size_t>(b)));
+  }
 }
 
 void Sender::AddBlock(std::uint32_t block_idx, const SequenceKv& kv, BlockRef ref) {
@@ -97,10 +108,11 @@ void Sender::PostBlocks(std::int64_t now_ns, SenderActions* out) {
       }
       write.local = {write.local.data(), bytes + next.local.size()};
     }
-    if (stats_.n_writes++ == 0) stats_.first_post_ns = now_ns;
+    ++stats_.n_writes;
     stats_.bytes_posted += write.local.size();
     stats_.n_blocks += n;
     if (writes_pending_++ == 0) last_progress_ns_ = now_ns;
+    wire_.Begin(now_ns);
     out->push_back(write);
     i += n;
   }
@@ -120,6 +132,7 @@ void Sender::Advance(std::int64_t now_ns, SenderActions* out) {
   if (phase_ == Phase::kStreaming && stats_.n_blocks == share_.n_blocks && (share_.rank != 0 || has_first_token_)) {
     phase_ = Phase::kFlushing;
     last_progress_ns_ = now_ns;
+    if (stats_.n_writes > 0) wire_.Begin(now_ns);
   }
   if (phase_ != Phase::kFlushing || flush_pending_) return;
   if (!flushed_) {
@@ -166,9 +179,10 @@ SenderActions Sender::OnWriteDone(const Status& status, std::int64_t now_ns) {
   ZEROC_CHECK(writes_pending_ > 0);
   --writes_pending_;
   last_progress_ns_ = now_ns;
+  if (writes_pending_ == 0 && phase_ == Phase::kStreaming) wire_.End(now_ns);
   if (ended_) return out;
   if (!status.ok() && !stopping()) {
-    Stop(status.WithContext("KV write to decode worker " + peer_name_), now_ns, &out);
+    Stop(Lost(status).WithContext("KV write to decode worker " + peer_name_), now_ns, &out);
   } else if (stopping()) {
     AdvanceStop(now_ns, &out);
   } else {
@@ -191,7 +205,7 @@ SenderActions Sender::OnFlushDone(const Status& status, std::int64_t now_ns) {
     // Those two codes concern single writes, perhaps of another job on this connection; ours report for themselves.
     Advance(now_ns, &out);
   } else {
-    Stop(status.WithContext("flush to decode worker " + peer_name_), now_ns, &out);
+    Stop(Lost(status).WithContext("flush to decode worker " + peer_name_), now_ns, &out);
   }
   return out;
 }
@@ -281,6 +295,7 @@ void Sender::AdvanceStop(std::int64_t now_ns, SenderActions* out) {
 void Sender::Finish(Status status, std::int64_t now_ns, SenderActions* out) {
   ended_ = true;
   stats_.ended_ns = now_ns;
+  wire_.End(now_ns);
   out->push_back(SenderEnded{std::move(status)});
 }
 

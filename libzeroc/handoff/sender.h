@@ -36,7 +36,7 @@ struct FinalBlocks {
   int layer = 0;
   int packed_begin = 0, packed_end = 0;
   bool sink = false;
-  bool exact_tail = false;
+  int exact_begin = 0, exact_end = 0;
 };
 
 // Post with Transport::Write; report by OnWriteDone.
@@ -57,11 +57,29 @@ using SenderAction = std::variant<PostWrite, PostFlush, PostMessage, ClosePeer, 
 using SenderActions = std::vector<SenderAction>;
 
 struct SenderStats {
-  std::int64_t first_post_ns = 0;  // first write posted; 0: none
-  std::int64_t ended_ns = 0;       // acknowledged (or failed)
+  std::int64_t ended_ns = 0;  // acknowledged (or failed)
   std::uint64_t bytes_posted = 0;
   std::uint64_t n_writes = 0;
   std::uint64_t n_blocks = 0;  // posted
+};
+
+// How long a link had something of one transfer to carry. Times do not go back.
+class BusyTime {
+ public:
+  void Begin(std::int64_t now_ns) {
+    if (!busy_) since_ns_ = now_ns;
+    busy_ = true;
+  }
+  void End(std::int64_t now_ns) {
+    total_ns_ = Until(now_ns);
+    busy_ = false;
+  }
+  std::int64_t Until(std::int64_t now_ns) const { return total_ns_ + (busy_ ? now_ns - since_ns_ : 0); }
+
+ private:
+  bool busy_ = false;
+  std::int64_t since_ns_ = 0;
+  std::int64_t total_ns_ = 0;
 };
 
 class Sender {
@@ -109,6 +127,9 @@ class Sender {
   bool local_done() const { return local_done_; }
   bool stopping() const { return phase_ == Phase::kStopping; }
   const SenderStats& stats() const { return stats_; }
+  // Time up to now_ns (not before the latest event) with a write under way; from the last block to the end also with
+  // the flush or the commit under way. It is what the wire costs: pauses in which no block was ready are left out.
+  std::int64_t WireNs(std::int64_t now_ns) const { return wire_.Until(now_ns); }
   const LeaseKey& lease() const { return lease_; }
   const BlockTable& remote() const { return remote_; }
 
@@ -165,6 +186,7 @@ class Sender {
   std::int64_t last_progress_ns_ = 0;
   std::int64_t last_sent_ns_ = 0;  // of the message that waits for an answer, or of the last heartbeat
   SenderStats stats_;
+  BusyTime wire_;
 };
 
 // What a prefill worker answers to a message for a lease that it has no sender for (any more): Released to a LeaseEnded

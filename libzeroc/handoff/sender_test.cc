@@ -57,7 +57,8 @@ class SenderTest : public ::testing::Test {
 
   SenderActions Ready(int layer) {
     const auto n_packed = static_cast<int>(remote_.layer(layer).blocks.packed.size());
-    return sender_.OnBlocksReady(*prefill_.kv, {layer, 0, n_packed, true, true}, now_).value();
+    const auto n_exact = static_cast<int>(remote_.layer(layer).blocks.exact.size());
+    return sender_.OnBlocksReady(*prefill_.kv, {layer, 0, n_packed, true, 0, n_exact}, now_).value();
   }
   SenderActions AckAttach() { return sender_.OnMessage(AttachAckMessage{kLease, 0, OkStatus()}, now_); }
   SenderActions FirstTokenDrawn() { return sender_.OnFirstToken({5, -1, {}, 9, kTokens}, now_); }
@@ -135,6 +136,46 @@ TEST_F(SenderTest, CommitsOnlyAfterTheFlushAndAllWrites) {
   ASSERT_EQ(CountOf<SenderEnded>(acked), 1);
   EXPECT_TRUE(std::get<SenderEnded>(acked.back()).status.ok());
   EXPECT_TRUE(sender_.OnMessage(CommitAckMessage{kLease, 0, OkStatus()}, now_).empty()) << "a duplicate";
+}
+
+TEST_F(SenderTest, WireTimeLeavesOutThePausesInWhichItWaitsForBlocks) {
+  const std::int64_t start = now_;
+  int n_pending = 0;
+  const auto finish_writes = [&](std::int64_t at) {
+    for (; n_pending > 0; --n_pending) sender_.OnWriteDone(OkStatus(), start + at);
+  };
+  sender_.OnPeerUp(Delivery::kActiveMessage, now_);
+  AckAttach();
+  EXPECT_EQ(sender_.WireNs(start + 90), 0);
+  now_ = start + 100;
+  n_pending = CountOf<PostWrite>(Ready(0));
+  ASSERT_GT(n_pending, 0);
+  EXPECT_EQ(sender_.WireNs(start + 110), 10);
+  finish_writes(130);
+  EXPECT_EQ(sender_.WireNs(start + 400), 30) << "nothing is under way";
+  for (int layer = 1; layer < kLayers; ++layer) {
+    now_ = start + 500 + layer;
+    n_pending += CountOf<PostWrite>(Ready(layer));
+  }
+  now_ = start + 541;
+  EXPECT_EQ(CountOf<PostFlush>(FirstTokenDrawn()), 1);
+  EXPECT_EQ(sender_.WireNs(now_), 70) << "what prefill's computation hides";
+  finish_writes(560);
+  EXPECT_EQ(CountOf<LocalDone>(sender_.OnFlushDone(OkStatus(), start + 580)), 1);
+  sender_.OnMessage(CommitAckMessage{kLease, 0, OkStatus()}, start + 601);
+  ASSERT_TRUE(sender_.ended());
+  EXPECT_EQ(sender_.WireNs(start + 601), 130) << "the flush and the commit count: decode waits for them";
+  EXPECT_EQ(sender_.WireNs(start + 9000), 130) << "it is over";
+}
+
+TEST_F(SenderTest, AConnectionClosedForAnotherJobIsALossAndNoCancel) {
+  const int n_writes = PostAll(Delivery::kActiveMessage);
+  for (int i = 0; i < n_writes; ++i) sender_.OnWriteDone(Cancelled("closed locally"), now_);
+  const SenderActions end = sender_.OnPeerFailure(Unavailable("closed"), now_);
+  ASSERT_EQ(CountOf<SenderEnded>(end), 1);
+  const Status& status = std::get<SenderEnded>(end.back()).status;
+  EXPECT_EQ(status.code(), StatusCode::kUnavailable) << status.ToString();
+  EXPECT_NE(status.ToString().find("closed locally"), std::string::npos) << status.ToString();
 }
 
 TEST_F(SenderTest, WaitsForTheFlushWhenWritesAreOverLocally) {

@@ -1,6 +1,5 @@
 #include "services/prefill/prefill_request.h"
 
-#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -59,15 +58,12 @@ void PrefillCore::Request::Do(SenderActions actions) {
 
 v1::PrefillEvent PrefillCore::Request::Done() {
   const SenderStats& stats = sender.stats();
-  const std::int64_t wire_ns = stats.first_post_ns == 0 ? 0 : stats.ended_ns - stats.first_post_ns;
-  const std::int64_t hidden_ns =
-      stats.first_post_ns == 0 ? 0 : std::clamp<std::int64_t>(computed_ns - stats.first_post_ns, 0, wire_ns);
   v1::PrefillEvent event;
   v1::PrefillDone* done = event.mutable_done();
   done->set_queue_seconds(Seconds(started_ns - arrived_ns));
   done->set_prefill_seconds(Seconds(computed_ns - started_ns));
-  done->set_wire_seconds(Seconds(wire_ns));
-  done->set_wire_hidden_seconds(Seconds(hidden_ns));
+  done->set_wire_seconds(Seconds(sender.WireNs(stats.ended_ns)));
+  done->set_wire_hidden_seconds(Seconds(wire_hidden_ns));
   done->mutable_kv_bytes()->set_raw(core.model_.RawKvBytes(n_prompt_tokens));
   done->mutable_kv_bytes()->set_packed(sender.remote().n_bytes());
   done->mutable_kv_bytes()->set_wire(stats.bytes_posted);
@@ -76,7 +72,7 @@ v1::PrefillEvent PrefillCore::Request::Done() {
   metrics.AddKvBytes("raw", done->kv_bytes().raw());
   metrics.AddKvBytes("packed", done->kv_bytes().packed());
   metrics.AddKvBytes("wire", done->kv_bytes().wire());
-  if (stats.first_post_ns != 0) metrics.ObserveKvTransfer(done->wire_seconds());
+  if (stats.n_writes > 0) metrics.ObserveKvTransfer(done->wire_seconds());
   return event;
 }
 
@@ -90,7 +86,8 @@ void PrefillCore::Request::OnStarted() {
 
 void PrefillCore::Request::OnBlocksReady(const SequenceKv& kv, const ReadyBlocks& blocks) {
   Drive([&](Sender& sender_, std::int64_t now) {
-    const FinalBlocks final{blocks.layer, blocks.packed_begin, blocks.packed_end, blocks.sink, blocks.exact_tail};
+    const FinalBlocks final{blocks.layer, blocks.packed_begin, blocks.packed_end,
+                            blocks.sink,  blocks.exact_begin,  blocks.exact_end};
     Result<SenderActions> actions = sender_.OnBlocksReady(kv, final, now);
     return actions.ok() ? std::move(*actions) : sender_.Cancel(actions.status(), now);
   });
@@ -99,6 +96,7 @@ void PrefillCore::Request::OnBlocksReady(const SequenceKv& kv, const ReadyBlocks
 void PrefillCore::Request::OnFirstToken(const SequenceKv&, const SampledToken& token) {
   MutexLock lock(mu);
   computed_ns = PrefillNowNs();
+  wire_hidden_ns = sender.WireNs(computed_ns);
   FinishReason reason;
   const bool ends = EndsRequest(sampling, core.model_.config().eos_ids, token.id, 1, &reason);
   core.metrics_.ObservePrefillTime(Seconds(computed_ns - started_ns));

@@ -30,6 +30,7 @@ struct PrefillCore::Request final : PrefillListener, std::enable_shared_from_thi
   std::int64_t arrived_ns = 0;
   std::int64_t started_ns ZEROC_GUARDED_BY(mu) = 0;
   std::int64_t computed_ns ZEROC_GUARDED_BY(mu) = 0;
+  std::int64_t wire_hidden_ns ZEROC_GUARDED_BY(mu) = 0;  // of the wire's time, until computed_ns
 
   // Engine thread.
   bool submitted = false;
