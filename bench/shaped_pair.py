@@ -26,13 +26,14 @@ COMMAND_S = 20  # an ip or tc command
 TRANSFER_S = 60  # one measured transfer
 MEASURE_S = 0.5  # what a measured transfer should take; longer than any burst or slow start
 MEASURE_BYTES_MIN = 1 << 20
-# A burst is sent at once, so it has to be small beside one transfer of a prompt (about 1 MB): 0.1 ms of the rate, and
-# not below a few frames.
-BURST_S = 1e-4
-BURST_BYTES_MIN = 32 << 10
-# TCP hands over up to 64 KiB at once (TSO). More than a burst would be cut into single frames by the shaper, whose cost in
-# wake-ups on both sides a real network card does not have.
-TSO_SHARE = 0.85  # of a burst; the rest is for the headers that the shaper counts
+# What the shaper lets through at once after a pause. Prefill sends 20 to 250 KB for each layer of a chunk, then pauses,
+# so a large burst would carry much of that for free; a small one costs wake-ups: see TSO_SHARE.
+BURST_S = 2.5e-4  # of the rate
+BURST_BYTES_MIN = 8 << 10
+BURST_BYTES_MAX = 80 << 10
+# TCP hands over up to 64 KiB at once (TSO). More than a burst would be cut into single frames by the shaper, whose cost
+# in wake-ups on both sides a real network card does not have.
+TSO_SHARE = 0.8  # of a burst; the rest is for the headers that the shaper counts
 TSO_BYTES_MAX = 65536
 QUEUE_S = 0.02  # a frame that would wait longer is dropped
 
@@ -131,7 +132,7 @@ class ShapedPair:
 
     def shape(self, rate):
         """Both directions carry `rate` bits per second of Ethernet frames from now on."""
-        burst = max(BURST_BYTES_MIN, int(rate / 8 * BURST_S))
+        burst = min(max(BURST_BYTES_MIN, int(rate / 8 * BURST_S)), BURST_BYTES_MAX)
         limit = burst + int(rate / 8 * QUEUE_S)
         tso = min(TSO_BYTES_MAX, int(burst * TSO_SHARE))
         for side in (0, 1):

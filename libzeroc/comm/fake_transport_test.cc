@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "libzeroc/comm/transport_contract.h"
+#include "libzeroc/comm/transport_testing.h"
 
 namespace zeroc {
 namespace {

@@ -1,5 +1,5 @@
-// Counters of one transport, for tests and diagnosis; the workers' metrics page does not show them (docs/metrics.md lists
-// what it shows). Written by the transport's thread, read by any.
+// Counters of one transport, for tests and diagnosis; the workers' metrics page does not show them (docs/metrics.md
+// lists what it shows). Written by the transport's thread, read by any.
 #pragma once
 
 #include <atomic>

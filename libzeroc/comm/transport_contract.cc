@@ -1,130 +1,12 @@
 #include "libzeroc/comm/transport_contract.h"
 
 #include <algorithm>
-#include <chrono>
+#include <cstring>
 #include <thread>
 
 #include "libzeroc/comm/checksum.h"
 
 namespace zeroc {
-
-bool WaitOnThreads(const std::function<bool()>& condition, double seconds) {
-  const auto until = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > until) return false;
-    std::this_thread::sleep_for(std::chrono::microseconds(200));
-  }
-  return true;
-}
-
-std::vector<std::byte> PatternBytes(std::uint64_t seed, std::size_t size) {
-  std::vector<std::byte> bytes(size);
-  std::uint64_t x = seed * 0x9e3779b97f4a7c15ull + 1;
-  for (std::byte& b : bytes) {
-    x ^= x << 13;
-    x ^= x >> 7;
-    x ^= x << 17;
-    b = static_cast<std::byte>(x);
-  }
-  return bytes;
-}
-
-std::vector<std::byte> TextBytes(const std::string& text) {
-  const auto bytes = std::as_bytes(std::span(text));
-  return {bytes.begin(), bytes.end()};
-}
-
-// ---- RecordingListener ----
-
-void RecordingListener::OnPeerUp(PeerId peer, const PeerInfo& info) {
-  MutexLock lock(mu_);
-  up_[peer] = info;
-}
-bool RecordingListener::AcceptWrite(PeerId, const WriteTag& tag, std::uint64_t, std::uint64_t) {
-  MutexLock lock(mu_);
-  const bool accept = allowed_.contains({tag.lease_id, tag.generation});
-  accepted_ += accept ? 1 : 0;
-  return accept;
-}
-void RecordingListener::OnWriteDone(PeerId, const WriteTag&, std::uint64_t, std::uint64_t, const Status&) {
-  MutexLock lock(mu_);
-  ++written_;
-}
-Status RecordingListener::OnMessage(PeerId peer, std::uint16_t type, std::span<const std::byte> payload) {
-  if (type == kUnknownType) return Unimplemented("no such message");
-  const Message message{peer, type, {payload.begin(), payload.end()}};
-  if (on_message) on_message(message);
-  MutexLock lock(mu_);
-  messages_.push_back(message);
-  return OkStatus();
-}
-void RecordingListener::OnProtocolError(PeerId, const Status& status) {
-  MutexLock lock(mu_);
-  protocol_errors_.push_back(status);
-}
-void RecordingListener::OnPeerFailure(PeerId peer, const Status& status) {
-  MutexLock lock(mu_);
-  failures_[peer] = status;
-  ++failure_calls_;
-}
-void RecordingListener::Allow(const WriteTag& tag) {
-  MutexLock lock(mu_);
-  allowed_.insert({tag.lease_id, tag.generation});
-}
-std::map<PeerId, PeerInfo> RecordingListener::up() const {
-  MutexLock lock(mu_);
-  return up_;
-}
-std::vector<RecordingListener::Message> RecordingListener::messages() const {
-  MutexLock lock(mu_);
-  return messages_;
-}
-std::map<PeerId, Status> RecordingListener::failures() const {
-  MutexLock lock(mu_);
-  return failures_;
-}
-std::vector<Status> RecordingListener::protocol_errors() const {
-  MutexLock lock(mu_);
-  return protocol_errors_;
-}
-std::uint64_t RecordingListener::accepted() const {
-  MutexLock lock(mu_);
-  return accepted_;
-}
-std::uint64_t RecordingListener::written() const {
-  MutexLock lock(mu_);
-  return written_;
-}
-std::uint64_t RecordingListener::failure_calls() const {
-  MutexLock lock(mu_);
-  return failure_calls_;
-}
-
-// ---- Outcomes ----
-
-Transport::Callback Outcomes::Next() {
-  ++expected_;
-  return [shared = shared_](const Status& status) {
-    MutexLock lock(shared->mu);
-    shared->seen.push_back(status);
-  };
-}
-std::vector<Status> Outcomes::seen() const {
-  MutexLock lock(shared_->mu);
-  return shared_->seen;
-}
-::testing::AssertionResult Outcomes::AllOk() const {
-  const auto statuses = seen();
-  if (statuses.size() != expected_) {
-    return ::testing::AssertionFailure() << statuses.size() << " of " << expected_ << " callbacks came";
-  }
-  for (const Status& status : statuses) {
-    if (!status.ok()) return ::testing::AssertionFailure() << status.ToString();
-  }
-  return ::testing::AssertionSuccess();
-}
-
-// ---- fixture ----
 
 TransportContract::TransportContract() : harness_(GetParam().make()) { decode_hears_.Allow(kTag); }
 
@@ -148,7 +30,7 @@ void TransportContract::Join(TransportOptions options) {
   auto arena = decode_->AllocateArena(kArenaBytes);
   ASSERT_TRUE(arena.ok()) << arena.status().ToString();
   arena_ = *arena;
-  std::fill(arena_.begin(), arena_.end(), std::byte{0});
+  std::memset(arena_.data(), 0, arena_.size());
   auto peer = prefill_->Connect(decode_->LocalAddress(), decode_->LocalArena(), "decode-0");
   ASSERT_TRUE(peer.ok()) << peer.status().ToString();
   to_decode_ = *peer;
@@ -175,7 +57,8 @@ TEST_P(TransportContract, BothSidesLearnWhoTheOtherIsAndHowBytesTravel) {
 
 TEST_P(TransportContract, WritesOfAllSizesArriveAndNothingElseIsTouched) {
   Join();
-  const std::vector<std::size_t> sizes = {1, 0, 7, 4095, 4096, 4097, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 20 << 20};
+  const std::vector<std::size_t> sizes = {1,          0, 7, 4095, 4096, 4097, (1 << 20) - 1, 1 << 20, (1 << 20) + 1,
+                                          kManyPieces};
   std::vector<std::byte> expected(kArenaBytes);
   std::vector<std::vector<std::byte>> sources;
   Outcomes outcomes;
@@ -245,11 +128,12 @@ TEST_P(TransportContract, OperationsPostedBeforeTheConnectionIsUpAreKept) {
 
 TEST_P(TransportContract, MessagesGoBothWaysAndTheReceiverAnswers) {
   Join();
-  decode_hears_.on_message = [this](const RecordingListener::Message& message) {
+  Transport* const decode = decode_.get();  // the fixture clears its pointers while the threads still run
+  decode_hears_.SetOnMessage([decode](const RecordingListener::Message& message) {
     std::vector<std::byte> answer = message.payload;
     std::reverse(answer.begin(), answer.end());
-    decode_->Send(message.from, static_cast<std::uint16_t>(message.type + 1), answer, nullptr);
-  };
+    decode->Send(message.from, static_cast<std::uint16_t>(message.type + 1), answer, nullptr);
+  });
   Outcomes outcomes;
   const std::vector<std::size_t> sizes = {0, 1, 100, 8191, 65'536, kMessageBytesMax - 1, kMessageBytesMax};
   for (std::size_t i = 0; i < sizes.size(); ++i) {
@@ -280,17 +164,17 @@ TEST_P(TransportContract, MessagesGoBothWaysAndTheReceiverAnswers) {
 TEST_P(TransportContract, AMessageSentFromFlushFindsTheBytesInPlace) {
   Join();
   const auto bytes = PatternBytes(42, 5'000'011);
+  Transport* const prefill = prefill_.get();
   std::uint64_t seen = 0;
-  decode_hears_.on_message = [&](const RecordingListener::Message&) {
-    seen = Checksum64(arena_.subspan(17, bytes.size()));
-  };
+  decode_hears_.SetOnMessage(
+      [&](const RecordingListener::Message&) { seen = Checksum64(arena_.subspan(17, bytes.size())); });
   Outcomes outcomes;
   for (int round = 0; round < 5; ++round) {
-    std::fill(arena_.begin(), arena_.end(), std::byte{0});
+    std::memset(arena_.data(), 0, arena_.size());
     prefill_->Write(to_decode_, kTag, bytes, 17, outcomes.Next());
-    prefill_->Flush(to_decode_, [&, done = outcomes.Next()](const Status& status) {
+    prefill_->Flush(to_decode_, [prefill, peer = to_decode_, done = outcomes.Next()](const Status& status) {
       done(status);
-      prefill_->Send(to_decode_, 1, {}, nullptr);
+      prefill->Send(peer, 1, {}, nullptr);
     });
     ASSERT_TRUE(Wait([&] { return decode_hears_.messages().size() == static_cast<std::size_t>(round) + 1; }));
     ASSERT_TRUE(outcomes.AllOk());
@@ -324,7 +208,7 @@ TEST_P(TransportContract, APieceOfARefusedGenerationNeverTouchesTheArena) {
   Outcomes refused, placed, flushed;
   prefill_->Write(to_decode_, {kTag.lease_id, kTag.generation + 1}, late, 0, refused.Next());
   prefill_->Write(to_decode_, {kTag.lease_id + 1, kTag.generation}, late, 0, refused.Next());
-  prefill_->Write(to_decode_, kTag, good, 40 << 20, placed.Next());
+  prefill_->Write(to_decode_, kTag, good, 12 << 20, placed.Next());
   prefill_->Flush(to_decode_, flushed.Next());
   ASSERT_TRUE(Wait([&] { return refused.all() && placed.all() && flushed.all(); }));
   for (const Status& status : refused.seen()) {
@@ -333,8 +217,9 @@ TEST_P(TransportContract, APieceOfARefusedGenerationNeverTouchesTheArena) {
   }
   EXPECT_TRUE(placed.AllOk());
   EXPECT_EQ(flushed.seen()[0].code(), StatusCode::kFailedPrecondition);
-  EXPECT_TRUE(std::all_of(arena_.begin(), arena_.begin() + (40 << 20), [](std::byte b) { return b == std::byte{0}; }));
-  EXPECT_TRUE(std::equal(good.begin(), good.end(), arena_.begin() + (40 << 20)));
+  const std::vector<std::byte> untouched(12 << 20);
+  EXPECT_EQ(std::memcmp(arena_.data(), untouched.data(), untouched.size()), 0);
+  EXPECT_TRUE(std::equal(good.begin(), good.end(), arena_.begin() + (12 << 20)));
   EXPECT_GE(decode_->probe().Read().pieces_rejected, 2u);
   EXPECT_EQ(decode_hears_.accepted(), 1u);
 }
@@ -380,7 +265,7 @@ TEST_P(TransportContract, WritingToAPeerWithoutArenaFails) {
 
 TEST_P(TransportContract, CloseEndsWhatIsPendingAndTheSameAddressConnectsAgain) {
   Join();
-  const auto bytes = PatternBytes(3, 20 << 20);
+  const auto bytes = PatternBytes(3, kManyPieces);
   for (int round = 0; round < 8; ++round) {
     Outcomes outcomes, closed;
     for (int i = 0; i < 4; ++i) prefill_->Write(to_decode_, kTag, bytes, 0, outcomes.Next());
@@ -404,11 +289,11 @@ TEST_P(TransportContract, CloseEndsWhatIsPendingAndTheSameAddressConnectsAgain) 
     to_decode_ = *again;
     const auto fresh = PatternBytes(static_cast<std::uint64_t>(round) + 50, 2'000'003);
     Outcomes second;
-    prefill_->Write(to_decode_, kTag, fresh, 21 << 20, second.Next());
+    prefill_->Write(to_decode_, kTag, fresh, 10 << 20, second.Next());
     prefill_->Flush(to_decode_, second.Next());
     ASSERT_TRUE(Wait([&] { return second.all(); })) << "round " << round;
     EXPECT_TRUE(second.AllOk()) << "round " << round;
-    EXPECT_TRUE(std::equal(fresh.begin(), fresh.end(), arena_.begin() + (21 << 20)));
+    EXPECT_TRUE(std::equal(fresh.begin(), fresh.end(), arena_.begin() + (10 << 20)));
   }
   EXPECT_TRUE(prefill_hears_.failures().empty()) << "a local close is no failure";
   ASSERT_TRUE(Wait([&] { return decode_hears_.failures().size() == 8; })) << decode_hears_.failures().size();
@@ -417,7 +302,7 @@ TEST_P(TransportContract, CloseEndsWhatIsPendingAndTheSameAddressConnectsAgain) 
 
 TEST_P(TransportContract, ADestroyedPeerFailsWhatIsPendingAndIsReportedOnce) {
   Join();
-  const auto bytes = PatternBytes(3, 20 << 20);
+  const auto bytes = PatternBytes(3, kManyPieces);
   Outcomes outcomes;
   for (int i = 0; i < 10; ++i) prefill_->Write(to_decode_, kTag, bytes, 0, outcomes.Next());
   prefill_->Flush(to_decode_, outcomes.Next());
@@ -437,7 +322,7 @@ TEST_P(TransportContract, ADestroyedPeerFailsWhatIsPendingAndIsReportedOnce) {
 
 TEST_P(TransportContract, DestructionAnswersEveryCallback) {
   Join();
-  const auto bytes = PatternBytes(3, 20 << 20);
+  const auto bytes = PatternBytes(3, kManyPieces);
   Outcomes outcomes;
   for (int i = 0; i < 10; ++i) prefill_->Write(to_decode_, kTag, bytes, 0, outcomes.Next());
   prefill_->Flush(to_decode_, outcomes.Next());
@@ -456,7 +341,7 @@ TEST_P(TransportContract, TwoWritersShareAnArena) {
   std::vector<std::byte> expected(kArenaBytes);
   const auto a = PatternBytes(1, 300'007), b = PatternBytes(2, 300'007);
   Outcomes outcomes;
-  for (std::uint64_t i = 0; i < 60; ++i) {
+  for (std::uint64_t i = 0; i < 20; ++i) {
     std::copy(a.begin(), a.end(), expected.begin() + static_cast<std::ptrdiff_t>(2 * i * 400'000));
     std::copy(b.begin(), b.end(), expected.begin() + static_cast<std::ptrdiff_t>((2 * i + 1) * 400'000));
     prefill_->Write(to_decode_, kTag, a, 2 * i * 400'000, outcomes.Next());

@@ -13,7 +13,7 @@
 #include <sstream>
 #include <thread>
 
-#include "libzeroc/comm/transport_contract.h"
+#include "libzeroc/comm/transport_testing.h"
 #include "libzeroc/comm/ucx/ucx_transport.h"
 
 extern char** environ;
@@ -103,7 +103,7 @@ struct Lanes {
 
 class UcxFailure : public ::testing::TestWithParam<Lanes> {
  protected:
-  static constexpr std::uint64_t kArenaBytes = 64 << 20;
+  static constexpr std::uint64_t kArenaBytes = 16 << 20;
 
   void SetUp() override {
     UcxTransportOptions options;
@@ -138,7 +138,7 @@ class UcxFailure : public ::testing::TestWithParam<Lanes> {
     });
   }
 
-  const std::vector<std::byte> source_ = PatternBytes(1, 20 << 20);
+  const std::vector<std::byte> source_ = PatternBytes(1, 9 << 20);
   RecordingListener hears_;
   std::atomic<int> completed_{0}, failed_{0};
   std::unique_ptr<Transport> transport_;  // before what its callbacks use

@@ -13,7 +13,8 @@
 // mode, so a peer on the same host (same boot, process and IPC namespace) gets an end-point without it and its process
 // is watched by a process descriptor. Where that is not possible, UCX falls back to the network, and the description
 // says so.
-// Trust: frames, sizes and offsets are checked here, but UCX itself believes its peers. The data network must be private.
+// Trust: frames, sizes and offsets are checked here, but UCX itself believes its peers. The data network must be
+// private.
 #pragma once
 
 #include <memory>
