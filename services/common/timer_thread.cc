@@ -41,8 +41,9 @@ void TimerThread::Run() {
       continue;
     }
     const auto next = queue_.begin();
-    if (next->first.first > Clock::now()) {
-      wake_.WaitUntil(mu_, next->first.first);
+    const Clock::time_point due = next->first.first;  // a copy: Cancel may drop the entry while this waits
+    if (due > Clock::now()) {
+      wake_.WaitUntil(mu_, due);
       continue;
     }
     std::function<void()> callback = std::move(next->second);

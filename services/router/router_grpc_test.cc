@@ -388,8 +388,16 @@ TEST_F(RouterGrpcTest, AbortEndsARequestFromOutside) {
 
 TEST_F(RouterGrpcTest, AClientThatReadsNothingIsCutOff) {
   WaitReady();
+  // Without the bandwidth probe the client's window stays at 64 KiB, so that what it does not read piles up at the router
+  // however slowly the tokens come.
+  grpc::ChannelArguments args;
+  args.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  const auto channel = grpc::CreateCustomChannel(Address(*grpc_), grpc::InsecureChannelCredentials(), args);
+  const auto client = v1::Inference::NewStub(channel);
   grpc::ClientContext context;
-  const auto reader = client_->Generate(&context, TestRequest("n", 900'000));
+  const auto reader = client->Generate(&context, TestRequest("n", 900'000));
   ASSERT_TRUE(WaitFor([this] { return router_.in_flight() == 1; }));
   ExpectBaseline();  // long before 900,000 tokens are through
   v1::GenerateResponse response;
