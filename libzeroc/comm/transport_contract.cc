@@ -210,7 +210,7 @@ TEST_P(TransportContract, APieceOfARefusedGenerationNeverTouchesTheArena) {
   prefill_->Write(to_decode_, {kTag.lease_id + 1, kTag.generation}, late, 0, refused.Next());
   prefill_->Write(to_decode_, kTag, good, 12 << 20, placed.Next());
   prefill_->Flush(to_decode_, flushed.Next());
-  ASSERT_TRUE(Wait([&] { return refused.all() && placed.all() && flushed.all(); }));
+  ASSERT_TRUE(Wait([&] { return refused.all() && placed.all() && flushed.all() && decode_hears_.written() > 0; }));
   for (const Status& status : refused.seen()) {
     EXPECT_EQ(status.code(), StatusCode::kFailedPrecondition) << status.ToString();
     EXPECT_NE(status.message().find("decode-0"), std::string_view::npos) << status.ToString();
