@@ -388,8 +388,8 @@ TEST_F(RouterGrpcTest, AbortEndsARequestFromOutside) {
 
 TEST_F(RouterGrpcTest, AClientThatReadsNothingIsCutOff) {
   WaitReady();
-  // Without the bandwidth probe the client's window stays at 64 KiB, so that what it does not read piles up at the router
-  // however slowly the tokens come.
+  // Without the bandwidth probe the client's window stays at 64 KiB, so that what it does not read piles up at the
+  // router however slowly the tokens come.
   grpc::ChannelArguments args;
   args.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
