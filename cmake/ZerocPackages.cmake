@@ -22,6 +22,7 @@ if(ZEROC_BUILD_SERVICES)
   find_package(gRPC REQUIRED CONFIG)
   find_package(prometheus-cpp REQUIRED CONFIG)
   find_package(Boost 1.74 REQUIRED)
+  find_package(OpenSSL 3.0 REQUIRED)  # TLS of the HTTP server
   find_package(yaml-cpp REQUIRED CONFIG)
   find_package(CLI11 REQUIRED CONFIG)
   find_package(spdlog REQUIRED CONFIG)

@@ -1,6 +1,7 @@
 #include "kernels/checks.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace zeroc::kernels {
 namespace {
@@ -58,10 +59,10 @@ bool IsGood(const KvWriteArgs& a) {
 }
 
 bool IsGood(const KvPackArgs& a) {
-  if (!IsExactLayout(a.exact_layout) || a.packed_layout == nullptr || a.exact == nullptr || a.packed == nullptr) {
+  if (a.source_layout == nullptr || a.packed_layout == nullptr || a.source == nullptr || a.packed == nullptr) {
     return false;
   }
-  const KvBlockLayout& from = *a.exact_layout;
+  const KvBlockLayout& from = *a.source_layout;
   const KvBlockLayout& to = *a.packed_layout;
   return from.n_kv_heads == to.n_kv_heads && from.head_dim == to.head_dim && from.n_tokens == kBlockTokens &&
          to.n_tokens <= from.n_tokens && IsRange(a.kv_head_begin, a.kv_head_end, to.n_kv_heads);
@@ -91,6 +92,21 @@ bool IsGood(const AttentionMergeArgs& a) {
   return a.n_rows == 0 || (a.out != nullptr && a.row_max != nullptr && a.row_sum != nullptr && a.dst != nullptr);
 }
 
+KernelStatus CopyHeads(const KvPackArgs& args) {
+  const std::int64_t head_bytes = args.packed_layout->head_bytes;
+  const std::int64_t begin = args.kv_head_begin * head_bytes;
+  std::memcpy(args.packed + begin, args.source + begin,
+              static_cast<std::size_t>((args.kv_head_end - args.kv_head_begin) * head_bytes));
+  return KernelStatus::kOk;
+}
+
+bool HasFloatRuns(const KvBlockLayout& layout) {
+  const auto has = [](const KvSideLayout& side) {
+    return std::any_of(side.runs, side.runs + side.n_runs, [](const KvRun& run) { return run.bits == 32; });
+  };
+  return has(layout.k) || has(layout.v);
+}
+
 TokenSpan SegmentSpan(const KvSegment& segment) {
   const std::int64_t n_tokens = std::int64_t{segment.n_blocks} * segment.layout->n_tokens;
   const std::int64_t begin = std::int64_t{segment.begin_pos} - segment.first_pos;
@@ -101,8 +117,18 @@ TokenSpan SegmentSpan(const KvSegment& segment) {
 
 TokenSpan RowSpan(const AttentionArgs& args, const KvSegment& segment, int row) {
   const TokenSpan span = SegmentSpan(segment);
-  const std::int32_t seen = args.first_query_pos + row / args.group + 1 - segment.first_pos;
-  return {span.begin, std::clamp(seen, std::min(span.begin, span.end), span.end)};
+  const std::int64_t n = segment.layout->n_tokens;
+  const std::int64_t query = std::int64_t{args.first_query_pos} + row / args.group - segment.first_pos;
+  // Block b ends at token (b + 1) n - 1, so its age is query + 1 - (b + 1) n.
+  const std::int64_t n_old = std::max<std::int64_t>(0, query + 1 - segment.min_age) / n;
+  const std::int64_t n_too_old = std::max<std::int64_t>(0, query - segment.max_age + n) / n - 1;
+  const std::int64_t begin = std::clamp<std::int64_t>(n_too_old * n, span.begin, std::max(span.begin, span.end));
+  const std::int64_t end = std::min<std::int64_t>({query + 1, n_old * n, span.end});
+  return {static_cast<std::int32_t>(begin), static_cast<std::int32_t>(std::max(begin, end))};
+}
+
+TokenSpan RowsSpan(const AttentionArgs& args, const KvSegment& segment) {
+  return {RowSpan(args, segment, 0).begin, RowSpan(args, segment, args.n_rows - 1).end};
 }
 
 }  // namespace zeroc::kernels

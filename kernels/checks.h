@@ -16,13 +16,23 @@ bool IsGood(const KvPackArgs& args);
 bool IsGood(const AttentionArgs& args);
 bool IsGood(const AttentionMergeArgs& args);
 
+// kv_pack between equal layouts.
+KernelStatus CopyHeads(const KvPackArgs& args);
+
+// True if a run of either side has 32 bits.
+bool HasFloatRuns(const KvBlockLayout& layout);
+
 // Tokens of one segment that a row may see: [begin, end) as token indices from the start of blocks[0].
 struct TokenSpan {
   std::int32_t begin;
   std::int32_t end;
 };
-// The segment's own window, cut to its blocks; then the causal limit of `row`.
+// The segment's own window, cut to its blocks.
 TokenSpan SegmentSpan(const KvSegment& segment);
+// The same, with the ages and the causal limit of `row`. Empty spans have begin == end; neither end ever moves back
+// from one row to the next.
 TokenSpan RowSpan(const AttentionArgs& args, const KvSegment& segment, int row);
+// What at least one row of the call sees lies in here.
+TokenSpan RowsSpan(const AttentionArgs& args, const KvSegment& segment);
 
 }  // namespace zeroc::kernels

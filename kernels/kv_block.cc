@@ -3,6 +3,15 @@
 namespace zeroc::kernels {
 namespace {
 
+bool IsValidScale(const KvRun& run) {
+  return run.scale == KvScaleKind::kAffine || (run.scale == KvScaleKind::kShared && IsQuantised(run.bits));
+}
+
+int MetaBytes(const KvRun& run, int n_tokens) {
+  if (!IsQuantised(run.bits)) return 0;
+  return run.scale == KvScaleKind::kShared ? n_tokens / 2 : 2 * n_tokens;
+}
+
 // Appends one side at *offset: the codes of every run, then the meta of every quantised run.
 bool FillSide(int head_dim, int n_tokens, const KvRun* runs, int n_runs, KvSideLayout* side, std::int32_t* offset) {
   if (runs == nullptr || n_runs < 1 || n_runs > kMaxRuns) return false;
@@ -10,7 +19,8 @@ bool FillSide(int head_dim, int n_tokens, const KvRun* runs, int n_runs, KvSideL
   side->n_runs = n_runs;
   for (int r = 0; r < n_runs; ++r) {
     const KvRun& run = runs[r];
-    if (!IsValidBits(run.bits) || run.width < kTileDepth || run.width % kTileDepth != 0) return false;
+    if (!IsValidBits(run.bits) || !IsValidScale(run)) return false;
+    if (run.width < kTileDepth || run.width % kTileDepth != 0) return false;
     if (run.width > head_dim - coord) return false;
     side->runs[r] = run;
     side->first_coord[r] = coord;
@@ -21,9 +31,18 @@ bool FillSide(int head_dim, int n_tokens, const KvRun* runs, int n_runs, KvSideL
   if (coord != head_dim) return false;
   for (int r = 0; r < n_runs; ++r) {
     side->meta_offset[r] = IsQuantised(runs[r].bits) ? *offset : -1;
-    if (IsQuantised(runs[r].bits)) *offset += 2 * n_tokens;
+    *offset += MetaBytes(runs[r], n_tokens);
   }
   return true;
+}
+
+// Appends the base codes of one side. True if there are any.
+bool FillBases(KvSideLayout* side, std::int32_t* offset) {
+  const std::int32_t begin = *offset;
+  for (int r = 0; r < side->n_runs; ++r) {
+    side->base_offset[r] = side->runs[r].scale == KvScaleKind::kShared ? (*offset)++ : -1;
+  }
+  return *offset != begin;
 }
 
 }  // namespace
@@ -41,8 +60,12 @@ bool MakeKvBlockLayout(int n_kv_heads, int head_dim, int n_tokens, const KvRun* 
   std::int32_t offset = 0;
   if (!FillSide(head_dim, n_tokens, k_runs, n_k_runs, &out.k, &offset)) return false;
   if (!FillSide(head_dim, n_tokens, v_runs, n_v_runs, &out.v, &offset)) return false;
+  const bool k_shares = FillBases(&out.k, &offset);
+  const bool v_shares = FillBases(&out.v, &offset);
+  // Cache lines where nothing is lost by it; the bytes of a compressed block count.
+  const int granule = k_shares || v_shares ? 16 : 64;
   out.head_bytes = offset;
-  out.block_bytes = (n_kv_heads * offset + 63) / 64 * 64;
+  out.block_bytes = (n_kv_heads * offset + granule - 1) / granule * granule;
   *layout = out;
   return true;
 }

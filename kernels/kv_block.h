@@ -33,22 +33,38 @@ constexpr int TileBytes(int bits) { return 32 * bits; }
 //   16 bits u16[32 (depth / 2) + 2 lane + depth % 2]      (pairs along depth: the B operand of a bf16 dot product)
 //   32 bits f32[16 depth + lane]
 
+// How a quantised run states the scale of a token (the formulas are at the end of this file).
+enum class KvScaleKind : std::int32_t {
+  kAffine = 0,  // two bytes per token: half range and centre
+  kShared = 1,  // symmetric: half a byte per token under one byte per run and block
+};
+
 // A contiguous run of coordinates at one width.
 struct KvRun {
   std::int32_t bits = 0;
-  std::int32_t width = 0;  // coordinates, a multiple of 16
+  std::int32_t width = 0;                    // coordinates, a multiple of 16
+  KvScaleKind scale = KvScaleKind::kAffine;  // kAffine where there is no scale (32, 16 and 0 bits)
+
+  bool operator==(const KvRun&) const = default;
 };
 
-// Where K (or V) of one head lies inside that head's part of a block. Offsets are bytes from the head's start.
+// Where K (or V) of one head lies inside that head's part of a block. Offsets are bytes from the head's start; a head
+// with shared scales may start at any byte, so nothing but the bytes' order may be assumed of an address.
 //   K codes of run r: tiles [token group (n_tokens / 16)][coordinate tile (width / 16)], lanes = tokens
 //   V codes of run r: tiles [coordinate tile][token group],                              lanes = coordinates
-//   meta of a quantised run: scale_code u8 [n_tokens], then center_code i8 [n_tokens]
+//   meta of an affine run: scale_code u8 [n_tokens], then center_code i8 [n_tokens]
+//   meta of a shared run: nibbles u8 [n_tokens / 2]; token t of 16-token group g is in byte 8 g + t % 8, in the low
+//     nibble for t % 16 < 8 and in the high one otherwise. Its base_code u8 is apart, at base_offset.
+// Order of a head: K codes, K meta, V codes, V meta, base codes of K runs, base codes of V runs.
 struct KvSideLayout {
   std::int32_t n_runs = 0;
   KvRun runs[kMaxRuns];
   std::int32_t first_coord[kMaxRuns] = {};
   std::int32_t codes_offset[kMaxRuns] = {};
   std::int32_t meta_offset[kMaxRuns] = {};  // -1 where the run has none
+  std::int32_t base_offset[kMaxRuns] = {};  // one byte, -1 unless the run's scale is shared
+
+  bool operator==(const KvSideLayout&) const = default;
 };
 
 // Heads lie one after the other: head g starts at g * head_bytes.
@@ -57,24 +73,33 @@ struct KvBlockLayout {
   std::int32_t head_dim = 0;
   std::int32_t n_tokens = 0;  // 64, or 16 for the sink block
   std::int32_t head_bytes = 0;
-  std::int32_t block_bytes = 0;  // a multiple of 64
+  std::int32_t block_bytes = 0;  // the heads, padded to a multiple of 16; of 64 where no run has shared scales
   bool rotate_v = false;         // quantised V runs hold Hadamard-rotated coordinates (see hadamard.h)
   KvSideLayout k;
   KvSideLayout v;
+
+  bool operator==(const KvBlockLayout&) const = default;
 };
 
 // Fills every derived field. False if a field is out of range: bits, widths not multiples of 16 or not summing to
-// head_dim, more than kMaxRuns runs, n_tokens not 16 or 64, head_dim over kMaxHeadDim.
+// head_dim, a scale kind that is unknown or stated for a run without scale, more than kMaxRuns runs, n_tokens not 16 or
+// 64, head_dim over kMaxHeadDim.
 bool MakeKvBlockLayout(int n_kv_heads, int head_dim, int n_tokens, const KvRun* k_runs, int n_k_runs,
                        const KvRun* v_runs, int n_v_runs, bool rotate_v, KvBlockLayout* layout);
 
 // Scale of one token and run. Reconstruction: value = base + step * code with
-//   half = scale_code == 0 ? 0 : 2^((scale_code - 160) / 8),   center = half * center_code / 64
-//   step = 2 half / (2^bits - 1),                              base = center - half
-// A logarithmic 8-bit half range (9 % steps, 2^-20 to 2^12) and an 8-bit centre in units of it: two bytes per token,
-// head and run. The search for the clip point runs over scale codes, so the coarse grid costs next to nothing.
+//   half = scale_code == 0 ? 0 : 2^((scale_code - 160) / 8)
+//   step = 2 half / (2^bits - 1),  base = center - half
+//   affine: scale_code as stored,  center = half * center_code / 64
+//   shared: scale_code = base_code == 0 ? 0 : min(base_code + 2 nibble, 255),  center = 0
+// A logarithmic 8-bit half range (9 % steps, 2^-20 to 2^12). Affine adds an 8-bit centre in units of it: two bytes per
+// token, head and run. Shared has no centre and no zero code: its values are +-half/(2^bits - 1) times odd numbers. Its
+// nibbles are steps of 19 % up from the base; tokens more than 3.75 octaves below the block's largest share nibble 0.
 inline constexpr int kScaleBias = 160;
 inline constexpr int kScaleStepsPerOctave = 8;
 inline constexpr int kCenterSteps = 64;
+inline constexpr int kMaxScaleCode = 255;
+inline constexpr int kNibbleStep = 2;   // scale codes per nibble step
+inline constexpr int kNibbleSpan = 30;  // largest minus smallest scale code of a shared run
 
 }  // namespace zeroc::kernels

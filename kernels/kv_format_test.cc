@@ -10,6 +10,7 @@
 
 #include "kernels/hadamard.h"
 #include "kernels/kv_block.h"
+#include "kernels/scale_search.h"
 #include "kernels/tile_codec.h"
 
 namespace zeroc::kernels {
@@ -37,6 +38,29 @@ TEST(KvBlockLayout, PlacesCodesThenMetaOfEachSide) {
   EXPECT_EQ(layout.block_bytes % 64, 0);
   EXPECT_GE(layout.block_bytes, 2 * layout.head_bytes);
   EXPECT_LT(layout.block_bytes, 2 * layout.head_bytes + 64);
+}
+
+TEST(KvBlockLayout, SharedScalesAreNibblesAndOneByteBehindBothSides) {
+  const KvRun k[] = {{4, 16, KvScaleKind::kShared}, {3, 16}, {0, 32}};
+  const KvRun v[] = {{2, 48, KvScaleKind::kShared}, {1, 16, KvScaleKind::kShared}};
+  KvBlockLayout layout;
+  ASSERT_TRUE(MakeKvBlockLayout(3, 64, 64, k, 3, v, 2, true, &layout));
+  EXPECT_EQ(layout.k.meta_offset[0], 4 * 128 + 4 * 96);
+  EXPECT_EQ(layout.k.meta_offset[1], layout.k.meta_offset[0] + 32);
+  EXPECT_EQ(layout.v.codes_offset[0], layout.k.meta_offset[1] + 128);
+  EXPECT_EQ(layout.v.meta_offset[0], layout.v.codes_offset[1] + 4 * 32);
+  EXPECT_EQ(layout.v.meta_offset[1], layout.v.meta_offset[0] + 32);
+  EXPECT_EQ(layout.k.base_offset[0], layout.v.meta_offset[1] + 32);
+  EXPECT_EQ(layout.k.base_offset[1], -1);
+  EXPECT_EQ(layout.k.base_offset[2], -1);
+  EXPECT_EQ(layout.v.base_offset[0], layout.k.base_offset[0] + 1);
+  EXPECT_EQ(layout.v.base_offset[1], layout.k.base_offset[0] + 2);
+  EXPECT_EQ(layout.head_bytes, layout.k.base_offset[0] + 3);
+  EXPECT_EQ(layout.block_bytes % 16, 0);
+  EXPECT_GE(layout.block_bytes, 3 * layout.head_bytes);
+  EXPECT_LT(layout.block_bytes, 3 * layout.head_bytes + 16);
+  ASSERT_TRUE(MakeKvBlockLayout(3, 64, 16, k, 3, v, 2, true, &layout));
+  EXPECT_EQ(layout.k.meta_offset[1], layout.k.meta_offset[0] + 8);
 }
 
 TEST(KvBlockLayout, SizesOfTheUniformProfiles) {
@@ -69,6 +93,9 @@ TEST(KvBlockLayout, RefusesWhatIsOutOfRangeAndWritesNothing) {
   EXPECT_FALSE(make(1, 64, 64, {{4, 64}, {4, 0}}));
   EXPECT_FALSE(make(1, 64, 64, {{5, 64}}));
   EXPECT_FALSE(make(1, 64, 64, {{-1, 64}}));
+  EXPECT_FALSE(make(1, 64, 64, {{0, 16, KvScaleKind::kShared}, {4, 48}}));
+  EXPECT_FALSE(make(1, 64, 64, {{16, 64, KvScaleKind::kShared}}));
+  EXPECT_FALSE(make(1, 64, 64, {{4, 64, static_cast<KvScaleKind>(2)}}));
   EXPECT_FALSE(make(1, 112, 64, std::vector<KvRun>(7, KvRun{4, 16})));
   EXPECT_EQ(layout.head_bytes, 12345);
   EXPECT_TRUE(make(1, 64, 64, {{2, 16}, {0, 48}}));
@@ -157,6 +184,66 @@ TEST(TileCodec, ScalesFollowTheFormula) {
     EXPECT_EQ(DecodeScale(bits, 0, 100).step, 0.0f);
     EXPECT_EQ(DecodeScale(bits, 0, 100).base, 0.0f);
   }
+}
+
+TEST(TileCodec, NibblesOfAGroupLieInEightBytes) {
+  std::vector<std::uint8_t> meta(32, 0);
+  for (int t = 0; t < 64; ++t) SetNibble(meta.data(), t, static_cast<std::uint32_t>(7 * t) % 16);
+  for (int t = 0; t < 64; ++t) EXPECT_EQ(GetNibble(meta.data(), t), static_cast<std::uint32_t>(7 * t) % 16) << t;
+  // Tokens 0 and 8 share byte 0 (0 and 56 mod 16), tokens 19 and 27 byte 11 (133 mod 16 and 189 mod 16).
+  EXPECT_EQ(meta[0], 0x80);
+  EXPECT_EQ(meta[11], 0xd5);
+}
+
+TEST(TileCodec, SharedScalesFollowTheFormula) {
+  EXPECT_EQ(SharedScaleCode(0, 9), 0);  // an empty run, whatever its nibbles hold
+  EXPECT_EQ(SharedScaleCode(1, 0), 1);
+  EXPECT_EQ(SharedScaleCode(100, 15), 130);
+  EXPECT_EQ(SharedScaleCode(225, 15), 255);
+  EXPECT_EQ(SharedScaleCode(255, 15), 255);  // bytes from a peer may say anything
+  for (int base = 1; base <= kMaxScaleCode; ++base)
+    EXPECT_GE(SharedScaleCode(static_cast<std::uint8_t>(base), 1), base);
+
+  const KvRun k = {2, 16, KvScaleKind::kShared}, v = {4, 16};
+  KvBlockLayout layout;
+  ASSERT_TRUE(MakeKvBlockLayout(1, 16, 16, &k, 1, &v, 1, false, &layout));
+  std::vector<std::uint8_t> head(static_cast<std::size_t>(layout.block_bytes), 0);
+  head[static_cast<std::size_t>(layout.k.base_offset[0])] = 160;
+  SetNibble(head.data() + layout.k.meta_offset[0], 5, 4);  // 160 + 8: half 2
+  const KvScale scale = ScaleOf(layout.k, 0, head.data(), 16, 5);
+  EXPECT_EQ(scale.base, -2.0f);
+  EXPECT_FLOAT_EQ(scale.base + 3 * scale.step, 2.0f);
+  EXPECT_EQ(HalfOf(layout.k, 0, head.data(), 5), 2.0f);
+  EXPECT_EQ(HalfOf(layout.k, 0, head.data(), 6), 1.0f);
+  head[static_cast<std::size_t>(layout.v.meta_offset[0]) + 5] = 176;
+  EXPECT_EQ(HalfOf(layout.v, 0, head.data(), 5), 4.0f);
+}
+
+TEST(ScaleRule, TakesTheNearestStepInTheLogarithm) {
+  EXPECT_EQ(NearestScaleCode(1e-30f), 1);
+  EXPECT_EQ(NearestScaleCode(INFINITY), 255);
+  EXPECT_EQ(NearestScaleCode(std::nanf("")), 255);
+  for (double x = -19.5; x < 11.5; x += 0.013) {
+    const auto half = static_cast<float>(std::exp2(x));
+    EXPECT_NEAR(NearestScaleCode(half), 160 + 8 * x, 0.501) << x;
+    EXPECT_NEAR(NearestEvenStep(half), 4 * x, 0.501) << x;
+    EXPECT_EQ(CoveringEvenStep(half), std::ceil(4 * x - 1e-5)) << x;
+  }
+  EXPECT_EQ(EvenCode(NearestEvenStep(0.0f)), 2);
+  EXPECT_EQ(EvenCode(0), 160);
+  EXPECT_EQ(EvenCode(1000), 254);
+}
+
+TEST(ScaleRule, BaseCodeLeavesTheLargestTokenTheLastNibble) {
+  EXPECT_EQ(SharedBaseCode(0), 0);
+  EXPECT_EQ(SharedBaseCode(4), 2);
+  for (int code = 2; code <= 254; code += 2) {
+    const int base = SharedBaseCode(code);
+    const auto nibble = static_cast<std::uint32_t>(NibbleOf(code, base));
+    EXPECT_EQ(SharedScaleCode(static_cast<std::uint8_t>(base), nibble), code);
+    EXPECT_EQ(nibble, code >= 32 ? 15u : static_cast<std::uint32_t>(code - 2) / 2);
+  }
+  EXPECT_EQ(NibbleOf(100, 120), 0);
 }
 
 TEST(Bf16, RoundsToNearestEvenAndKeepsSpecials) {

@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "kernels/kv_block.h"
 
@@ -92,14 +93,15 @@ struct KvWriteArgs {
   std::uint8_t* const* blocks;
 };
 
-// Quantises the heads of a full exact block (64 tokens, k' and v as they lie there) into a packed block: its first
-// packed_layout->n_tokens tokens (16 make a sink block). Runs of 16 and 32 bits are copied. Deterministic for one ISA.
+// Quantises the heads of a full block of any layout (64 tokens, k' and v as they lie there; mostly an exact one) into
+// a packed block: its first packed_layout->n_tokens tokens. Between equal layouts the bytes are copied, and so are runs
+// of 16 and 32 bits. The same bytes on every ISA.
 // K is already in the profile's rotated coordinates; V runs are rotated here when layout->rotate_v.
-// Per token and run the scale code (and with it the clip point) with the least squared error is taken.
+// Scales (and with them the clip points) follow the rule of scale_search.h.
 // NaN and infinities have no code: the caller keeps them out; what is written for them is finite, else unspecified.
 struct KvPackArgs {
-  const std::uint8_t* exact;
-  const KvBlockLayout* exact_layout;
+  const std::uint8_t* source;
+  const KvBlockLayout* source_layout;
   std::uint8_t* packed;
   const KvBlockLayout* packed_layout;
   std::int32_t kv_head_begin, kv_head_end;
@@ -112,15 +114,26 @@ struct KvSegment {
   const KvBlockLayout* layout;
   std::int32_t first_pos;           // position of the first token of blocks[0]
   std::int32_t begin_pos, end_pos;  // only tokens in [begin_pos, end_pos) are attended to
+  // A query at position p sees whole blocks by their age p - (position of the block's last token), in
+  // [min_age, max_age]: so one call serves queries of which some see a block packed and others exact.
+  std::int32_t min_age = std::numeric_limits<std::int32_t>::min();
+  std::int32_t max_age = std::numeric_limits<std::int32_t>::max();
+  // Correction of the softmax mass that coarse codes lose: null, or [n_kv_heads][1 + kMaxRuns]. With m the row of the
+  // head, every score of the segment grows by m[0] + sum over quantised K runs r of m[1 + r] * half_r(t)^2, natural
+  // logarithm.
+  const float* mass = nullptr;
 };
 
 // Softmax attention of a tile of query rows over segments, codes used where they lie. Partial result: unnormalised,
 // so that parts over different blocks merge exactly by log-sum-exp (AttentionMerge).
-//   s[r, t] = q[r] . k[t]     for position(t) <= first_query_pos + r / group
+//   s[r, t] = q[r] . k[t] + mass(t)    for position(t) <= first_query_pos + r / group
 //   row_max = max s,  row_sum = sum exp(s - row_max),  out = sum exp(s - row_max) v[t]
-// K scale and base are applied after the integer-code dot product, V's are folded into the probability. V's rotation is
-// undone once per segment. With AMX, q and the probabilities enter the products as bf16 (n_rows > 8) or as the sum of
-// two bf16 (n_rows <= 8: decode), else as float32. A row that sees no token gets row_max = -inf, row_sum = 0, out = 0.
+// V's rotation is undone once per row and segment. Precision depends on n_rows alone, never on the history:
+//   up to kDecodeRowsMax rows (decode): q, and the probabilities times V's step, are 16-bit integers with one scale
+//     per row and run (AVX-512 VNNI); exact runs take float32, or with AMX the sum of two bf16.
+//   more rows (prefill), with AMX: q, the probabilities and the dequantised K and V of runs of at most 4 bits are
+//     rounded to bf16; 8-bit runs to the sum of two bf16. Without AMX: float32.
+// A row that sees no token gets row_max = -inf, row_sum = 0, out = 0.
 struct AttentionArgs {
   const float* q;  // [n_rows, head_dim], scaled (QueryPrep)
   std::int32_t n_rows, group, head_dim;
@@ -133,8 +146,11 @@ struct AttentionArgs {
   float* row_sum;  // [n_rows]
   void* scratch;   // AttentionScratchBytes(n_rows, head_dim), 64-byte aligned; ReferenceOps does not use it
 };
-inline constexpr int kAttentionRowsMax = 256;  // rows per call; callers cut larger tiles
-// Two sides of one block, unpacked (64 KiB each at most), and per row about 6 * head_dim bytes; never any history.
+// Rows per call; callers cut larger tiles. A block is unpacked once per call, so many rows make that cheap.
+inline constexpr int kAttentionRowsMax = 1024;
+inline constexpr int kDecodeRowsMax = 8;
+// Two sides of at most two blocks, unpacked (64 KiB each side), and per row about 10 * head_dim bytes; never any
+// history.
 std::size_t AttentionScratchBytes(int n_rows, int head_dim);
 
 // dst[r] = sum_p e^(max_p - max) out_p[r] / sum_p e^(max_p - max) sum_p[r], as act. Rows (token, head in group) go to

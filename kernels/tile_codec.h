@@ -124,6 +124,38 @@ inline KvScale DecodeScale(int bits, std::uint8_t scale_code, std::int8_t center
   return {half * (2.0f / static_cast<float>((1 << bits) - 1)), center - half};
 }
 
+// Nibble of `token` among a shared run's meta.
+inline std::uint32_t GetNibble(const std::uint8_t* meta, int token) {
+  return codec_internal::TakeBits(meta[8 * (token / 16) + token % 8], token % 16 < 8 ? 0 : 4, 4);
+}
+
+inline void SetNibble(std::uint8_t* meta, int token, std::uint32_t nibble) {
+  codec_internal::PutBits(&meta[8 * (token / 16) + token % 8], token % 16 < 8 ? 0 : 4, 4, nibble);
+}
+
+// The scale code that a base code and a nibble stand for; any two bytes are safe.
+inline std::uint8_t SharedScaleCode(std::uint8_t base_code, std::uint32_t nibble) {
+  const std::uint32_t code = base_code == 0 ? 0 : base_code + kNibbleStep * nibble;
+  return static_cast<std::uint8_t>(code < kMaxScaleCode ? code : kMaxScaleCode);
+}
+
+// Scale of one token of quantised run r of a side, from the head's first byte.
+inline KvScale ScaleOf(const KvSideLayout& side, int r, const std::uint8_t* head, int n_tokens, int token) {
+  const std::uint8_t* meta = head + side.meta_offset[r];
+  const int bits = side.runs[r].bits;
+  if (side.runs[r].scale == KvScaleKind::kAffine) {
+    return DecodeScale(bits, meta[token], static_cast<std::int8_t>(meta[n_tokens + token]));
+  }
+  return DecodeScale(bits, SharedScaleCode(head[side.base_offset[r]], GetNibble(meta, token)), 0);
+}
+
+// Half range of the same, as the mass correction needs it.
+inline float HalfOf(const KvSideLayout& side, int r, const std::uint8_t* head, int token) {
+  const std::uint8_t* meta = head + side.meta_offset[r];
+  if (side.runs[r].scale == KvScaleKind::kAffine) return kHalfOfScaleCode[meta[token]];
+  return kHalfOfScaleCode[SharedScaleCode(head[side.base_offset[r]], GetNibble(meta, token))];
+}
+
 // Start of the tile of run r that holds `coord` (counted inside the run) of `token`, from the head's first byte.
 inline std::int32_t KTileOffset(const KvBlockLayout& layout, int r, int token, int coord) {
   const KvRun& run = layout.k.runs[r];

@@ -1,4 +1,4 @@
-// Intel AMX: whether this process may use the tile registers, and the tile shapes that our kernels use.
+// Intel AMX and VNNI: whether this process may use them, and the tile shapes that our kernels use.
 //
 // Linux keeps tile state off until a process asks. All AMX code of the project goes through this header; a kernel
 // configures the tiles when it starts and releases them before it returns, so nothing is left behind on the thread.
@@ -8,16 +8,22 @@
 
 namespace zeroc::kernels::cpu {
 
-// True if the processor has AMX-BF16 and AVX-512 (F, BW, VL, DQ, BF16) and the kernel granted the tile state to this
-// process.
+// True if the processor has AMX (BF16, INT8) and AVX-512 (F, BW, VL, DQ, BF16) and the kernel granted the tile state
+// to this process.
 // Asks once, on the first call; threads inherit the answer. Any thread.
 bool AmxReady();
 
-// False: AmxReady() answers false until set again. For tests and benches, while no op runs.
+// True if the processor has AVX-512 (F, BW, VL, DQ) and VNNI.
+bool VnniReady();
+
+// False: AmxReady() and VnniReady() answer false until set again. For tests and benches, while no op runs.
 void AllowAmx(bool allowed);
 
 #if defined(__x86_64__)
-#define ZEROC_AMX_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,amx-tile,amx-bf16")))
+#define ZEROC_AVX512_FEATURES "avx512f,avx512bw,avx512vl,avx512dq"
+#define ZEROC_AVX512_TARGET __attribute__((target(ZEROC_AVX512_FEATURES)))
+#define ZEROC_VNNI_TARGET __attribute__((target(ZEROC_AVX512_FEATURES ",avx512vnni")))
+#define ZEROC_AMX_TARGET __attribute__((target(ZEROC_AVX512_FEATURES ",avx512bf16,amx-tile,amx-bf16,amx-int8")))
 
 // The operand of LDTILECFG (Intel SDM vol. 2, palette 1).
 struct alignas(64) TileConfig {

@@ -1,141 +1,169 @@
-// Packed tiles to AMX B operands: what attention_amx.cc does once per block. For that file only.
+// Packed tiles to AMX B operands: what attention_amx.cc does once per block and call. For that file only.
 //
-// The bytes of a block already are the lane and depth order of an AMX B operand. Exact tiles are used in place. Codes
-// of up to 4 bits become bf16 by a shift, an AND and an OR: in the top bits of the mantissa under the exponent of
-// 2^bits they read 2^bits + code, and the 2^bits leaves through the base. 8-bit codes are converted; each is exact
-// in bf16. A word of four codes gives the pairs (0, 2) and (1, 3), so the A operand stores its depth in that order.
+// Codes become the bf16 numbers that they stand for, scale and base applied, in the place of an exact tile: K and V of
+// any width then run through the same products. Rounding a number to bf16 costs far less than its code of at most 4
+// bits did; 8-bit codes become the sum of two bf16, in two tiles.
 #pragma once
 
-#include <immintrin.h>
-
-#include <cstdint>
-
-#include "kernels/cpu/amx.h"
-#include "kernels/tile_codec.h"
+#include "kernels/cpu/avx512.h"
 
 namespace zeroc::kernels::cpu {
 
 inline constexpr int kPairTileBytes = 512;  // 16 lanes x 16 depth steps in bf16
 
-ZEROC_AMX_TARGET inline __m512i LoadTileRow(const std::uint8_t* from) { return _mm512_loadu_si512(from); }
+// Values of depth steps 2 j (even) and 2 j + 1 (odd) as pairs of bf16, rounded half away from zero. Finite values.
+ZEROC_AMX_TARGET inline __m512i RoundPairs(__m512 even, __m512 odd) {
+  const __m512i half = _mm512_set1_epi32(0x8000);
+  const __m512i low = _mm512_add_epi32(_mm512_castps_si512(even), half);
+  const __m512i high = _mm512_add_epi32(_mm512_castps_si512(odd), half);
+  // 0xe4: a where c is set, else b.
+  return _mm512_ternarylogic_epi32(high, _mm512_srli_epi32(low, 16), _mm512_set1_epi32(INT32_MIN >> 15), 0xe4);
+}
 
-// Depth steps 0 1 2 3 of every four as 0 2 1 3, the order of unpacked codes.
-ZEROC_AMX_TARGET inline __m512 CodeOrder(__m512 v) { return _mm512_shuffle_ps(v, v, 0xd8); }
+// Bytes 0 to 3 of every word under the exponent of 2: 2 + code / 64, codes of at most 6 bits.
+struct ByteFloats {
+  __m512i index[4];
+  __m512i two;
+};
+ZEROC_AMX_TARGET inline ByteFloats MakeByteFloats() {
+  ByteFloats out;
+  for (int i = 0; i < 4; ++i) {
+    const __m128i bytes = _mm_add_epi8(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12),
+                                       _mm_set1_epi8(static_cast<char>(i)));
+    out.index[i] = _mm512_broadcast_i32x4(bytes);
+  }
+  out.two = _mm512_set1_epi32(0x40000000);
+  return out;
+}
+ZEROC_AMX_TARGET inline __m512 SmallCode(const ByteFloats& bytes, __m512i quad, int i) {
+  return _mm512_castsi512_ps(_mm512_mask_shuffle_epi8(bytes.two, 0x4444444444444444, quad, bytes.index[i]));
+}
+ZEROC_AMX_TARGET inline __m512 WideCode(const ByteFloats& bytes, __m512i quad, int i) {
+  return _mm512_cvtepi32_ps(_mm512_maskz_shuffle_epi8(0x1111111111111111, quad, bytes.index[i]));
+}
 
-// What a B tile holds beside the code.
-constexpr float CodeBias(int bits) { return bits <= 4 ? static_cast<float>(1 << bits) : 0.0f; }
+// Two rows of a tile from the four values of a quad; `low` takes what `to` rounded off, or is null.
+ZEROC_AMX_TARGET inline void StoreQuad(const __m512 value[4], std::uint8_t* to, std::uint8_t* low) {
+  for (int i = 0; i < 4; i += 2) {
+    const __m512i pairs = RoundPairs(value[i], value[i + 1]);
+    _mm512_storeu_si512(to + 32 * i, pairs);
+    if (low == nullptr) continue;
+    const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(INT32_MIN >> 15)));
+    _mm512_storeu_si512(low + 32 * i, RoundPairs(_mm512_sub_ps(value[i], even), _mm512_sub_ps(value[i + 1], odd)));
+  }
+}
 
-// Two rows of a B tile: codes (0, 2) of each word, shifted to bits 7 - kBits and up of their 16-bit half, and (1, 3).
+// A K tile: lanes are tokens, so every lane has its own step and base. `low` is used for 8 bits only.
 template <int kBits>
-ZEROC_AMX_TARGET inline void StoreSmallCodes(__m512i even, __m512i odd, std::uint8_t* to) {
-  const __m512i mask = _mm512_set1_epi32((((1 << kBits) - 1) << (7 - kBits)) * 0x10001);
-  const __m512i exponent = _mm512_set1_epi32(((127 + kBits) << 7) * 0x10001);
-  // 0xea: (a & b) | c.
-  _mm512_storeu_si512(to, _mm512_ternarylogic_epi32(even, mask, exponent, 0xea));
-  _mm512_storeu_si512(to + 64, _mm512_ternarylogic_epi32(odd, mask, exponent, 0xea));
-}
-
-ZEROC_AMX_TARGET inline void UnpackTile4(const std::uint8_t* tile, std::uint8_t* to) {
-  for (int half = 0; half < 2; ++half) {
-    const __m512i v = LoadTileRow(tile + 64 * half);
-    StoreSmallCodes<4>(_mm512_slli_epi32(v, 3), _mm512_srli_epi32(v, 5), to + 256 * half);
-    StoreSmallCodes<4>(_mm512_srli_epi32(v, 1), _mm512_srli_epi32(v, 9), to + 256 * half + 128);
-  }
-}
-
-ZEROC_AMX_TARGET inline void UnpackTile2(const std::uint8_t* tile, std::uint8_t* to) {
-  const __m512i v = LoadTileRow(tile);
-  StoreSmallCodes<2>(_mm512_slli_epi32(v, 5), _mm512_srli_epi32(v, 3), to);
-  StoreSmallCodes<2>(_mm512_slli_epi32(v, 3), _mm512_srli_epi32(v, 5), to + 128);
-  StoreSmallCodes<2>(_mm512_slli_epi32(v, 1), _mm512_srli_epi32(v, 7), to + 256);
-  StoreSmallCodes<2>(_mm512_srli_epi32(v, 1), _mm512_srli_epi32(v, 9), to + 384);
-}
-
-// The 32 bytes of 1-bit codes so that lanes 0 to 15 all find the code of depth quad s at bit 2 s of their bytes.
-ZEROC_AMX_TARGET inline __m512i SpreadBits(const std::uint8_t* bits) {
-  const __m512i both = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits)));
-  return _mm512_mask_srli_epi32(both, 0xff00, both, 1);
-}
-
-ZEROC_AMX_TARGET inline void UnpackTile1(const std::uint8_t* tile, std::uint8_t* to) {
-  const __m512i v = SpreadBits(tile);
-  StoreSmallCodes<1>(_mm512_slli_epi32(v, 6), _mm512_srli_epi32(v, 2), to);
-  StoreSmallCodes<1>(_mm512_slli_epi32(v, 4), _mm512_srli_epi32(v, 4), to + 128);
-  StoreSmallCodes<1>(_mm512_slli_epi32(v, 2), _mm512_srli_epi32(v, 6), to + 256);
-  StoreSmallCodes<1>(v, _mm512_srli_epi32(v, 8), to + 384);
-}
-
-ZEROC_AMX_TARGET inline void UnpackTile3(const std::uint8_t* tile, std::uint8_t* to) {
-  const __m512i low = LoadTileRow(tile), high = SpreadBits(tile + 64);
-  const __m512i low_mask = _mm512_set1_epi8(3), high_mask = _mm512_set1_epi8(4);
+ZEROC_AMX_TARGET inline void UnpackKeys(const std::uint8_t* tile, const Scales& scales, const ByteFloats& bytes,
+                                        std::uint8_t* to, std::uint8_t* low) {
+  // 2 + code / 64 instead of the code, where that is how codes come.
+  const __m512 step = kBits == 8 ? scales.step : _mm512_mul_ps(scales.step, _mm512_set1_ps(64.0f));
+  const __m512 base = kBits == 8 ? scales.base : _mm512_fnmadd_ps(step, _mm512_set1_ps(2.0f), scales.base);
+  __m512i quads[4];
+  Quads<kBits>(tile, quads);
   for (int s = 0; s < 4; ++s) {
-    const __m128i shift = _mm_cvtsi32_si128(2 * s);
-    // The high bit sits at 2 s; two further left is bit 2 of a code.
-    const __m512i high_bit = _mm512_and_si512(_mm512_slli_epi32(_mm512_srl_epi32(high, shift), 2), high_mask);
-    const __m512i codes = _mm512_ternarylogic_epi32(_mm512_srl_epi32(low, shift), low_mask, high_bit, 0xea);
-    StoreSmallCodes<3>(_mm512_slli_epi32(codes, 4), _mm512_srli_epi32(codes, 4), to + 128 * s);
+    __m512 value[4];
+    for (int i = 0; i < 4; ++i) {
+      const __m512 code = kBits == 8 ? WideCode(bytes, quads[s], i) : SmallCode(bytes, quads[s], i);
+      value[i] = _mm512_fmadd_ps(code, step, base);
+    }
+    StoreQuad(value, to + 128 * s, kBits == 8 ? low + 128 * s : nullptr);
   }
 }
 
-// Two codes of a word (16 bits apart) as two bf16.
-ZEROC_AMX_TARGET inline __m512i ConvertPair(__m512i word) {
-  const __m512i low = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_and_si512(word, _mm512_set1_epi32(0xff))));
-  const __m512i high =
-      _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(word, 16), _mm512_set1_epi32(0xff))));
-  return _mm512_or_si512(_mm512_srli_epi32(low, 16), high);  // integers up to 255 leave the low half empty
-}
-
-ZEROC_AMX_TARGET inline void UnpackTile8(const std::uint8_t* tile, std::uint8_t* to) {
-  for (int s = 0; s < 4; ++s) {
-    const __m512i v = LoadTileRow(tile + 64 * s);
-    _mm512_storeu_si512(to + 128 * s, ConvertPair(v));
-    _mm512_storeu_si512(to + 128 * s + 64, ConvertPair(_mm512_srli_epi32(v, 8)));
-  }
-}
-
-ZEROC_AMX_TARGET inline void UnpackTile(const std::uint8_t* tile, int bits, std::uint8_t* to) {
+ZEROC_AMX_TARGET inline void UnpackKeysOf(int bits, const std::uint8_t* tile, const Scales& scales,
+                                          const ByteFloats& bytes, std::uint8_t* to, std::uint8_t* low) {
   switch (bits) {
     case 8:
-      return UnpackTile8(tile, to);
+      return UnpackKeys<8>(tile, scales, bytes, to, low);
     case 4:
-      return UnpackTile4(tile, to);
+      return UnpackKeys<4>(tile, scales, bytes, to, low);
     case 3:
-      return UnpackTile3(tile, to);
+      return UnpackKeys<3>(tile, scales, bytes, to, low);
     case 2:
-      return UnpackTile2(tile, to);
-    case 1:
-      return UnpackTile1(tile, to);
+      return UnpackKeys<2>(tile, scales, bytes, to, low);
     default:
-      __builtin_memcpy(to, tile, kPairTileBytes);
+      return UnpackKeys<1>(tile, scales, bytes, to, low);
   }
 }
 
-// Depth steps of a 16-bit V tile that are not in [begin, end) become zeros: rows never written may hold NaN.
-inline void ClearDepth(std::uint8_t* tile, int begin, int end) {
-  for (int depth = 0; depth < kTileDepth; ++depth) {
-    if (begin <= depth && depth < end) continue;
-    for (int lane = 0; lane < kTileLanes; ++lane) SetExact(tile, 16, lane, depth, 0.0f);
+// The values of 16 tokens' codes: depth steps 2 j and 2 j + 1 of a V tile take entries 0 to 15 and 16 to 31 of table j.
+struct ValueTables {
+  __m512i pair[8];
+};
+ZEROC_AMX_TARGET inline ValueTables MakeValueTables(const Scales& scales) {
+  alignas(64) float step[16], base[16];
+  _mm512_store_ps(step, scales.step);
+  _mm512_store_ps(base, scales.base);
+  const __m512 code = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  ValueTables out;
+  for (int j = 0; j < 8; ++j) {
+    const __m512 even = _mm512_fmadd_ps(code, _mm512_set1_ps(step[2 * j]), _mm512_set1_ps(base[2 * j]));
+    const __m512 odd = _mm512_fmadd_ps(code, _mm512_set1_ps(step[2 * j + 1]), _mm512_set1_ps(base[2 * j + 1]));
+    out.pair[j] = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
+  }
+  return out;
+}
+
+// A V tile of at most 4 bits: depth is tokens, so a code looks its value up.
+template <int kBits>
+ZEROC_AMX_TARGET inline void UnpackValues(const std::uint8_t* tile, const ValueTables& tables, std::uint8_t* to) {
+  const __m512i odd_entries = _mm512_set1_epi32(0x10001000);  // bytes 1 and 3
+  const __m512i first = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 1, 1, 4, 4, 5, 5, 8, 8, 9, 9, 12, 12, 13, 13));
+  const __m512i second = _mm512_broadcast_i32x4(_mm_setr_epi8(2, 2, 3, 3, 6, 6, 7, 7, 10, 10, 11, 11, 14, 14, 15, 15));
+  __m512i quads[4];
+  Quads<kBits>(tile, quads);
+  for (int s = 0; s < 4; ++s) {
+    const __m512i entry = _mm512_or_si512(quads[s], odd_entries);
+    // The table look-up reads the low five bits of a word; the byte above may be anything.
+    const __m512i even = _mm512_shuffle_epi8(entry, first), odd = _mm512_shuffle_epi8(entry, second);
+    _mm512_storeu_si512(to + 128 * s, _mm512_permutexvar_epi16(even, tables.pair[2 * s]));
+    _mm512_storeu_si512(to + 128 * s + 64, _mm512_permutexvar_epi16(odd, tables.pair[2 * s + 1]));
   }
 }
 
-// step and base of 16 tokens, the base without the bias of small codes. The floats of DecodeScale. In code order for V,
-// whose depth the tokens are.
-ZEROC_AMX_TARGET inline void DecodeScales(const std::uint8_t* scale_codes, const std::uint8_t* centers, int bits,
-                                          bool code_order, float* step, float* base) {
-  const __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scale_codes)));
-  const __m512 center =
-      _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(centers))));
-  const __m512 eighths = _mm512_broadcast_f32x8(_mm256_loadu_ps(kHalfOfScaleCode.data() + kScaleBias));
-  const __m512i mantissa = _mm512_castps_si512(_mm512_permutexvar_ps(code, eighths));  // by the low bits; 8 repeat
-  const __m512i octave = _mm512_sub_epi32(_mm512_srli_epi32(code, 3), _mm512_set1_epi32(kScaleBias / 8));
-  const __m512 half =
-      _mm512_maskz_mov_ps(_mm512_test_epi32_mask(code, code),
-                          _mm512_castsi512_ps(_mm512_add_epi32(mantissa, _mm512_slli_epi32(octave, 23))));
-  const __m512 steps = _mm512_mul_ps(half, _mm512_set1_ps(2.0f / static_cast<float>((1 << bits) - 1)));
-  const __m512 middle = _mm512_mul_ps(half, _mm512_mul_ps(center, _mm512_set1_ps(1.0f / kCenterSteps)));
-  const __m512 bases = _mm512_fnmadd_ps(_mm512_set1_ps(CodeBias(bits)), steps, _mm512_sub_ps(middle, half));
-  _mm512_storeu_ps(step, code_order ? CodeOrder(steps) : steps);
-  _mm512_storeu_ps(base, code_order ? CodeOrder(bases) : bases);
+ZEROC_AMX_TARGET inline void UnpackValuesOf(int bits, const std::uint8_t* tile, const ValueTables& tables,
+                                            std::uint8_t* to) {
+  switch (bits) {
+    case 4:
+      return UnpackValues<4>(tile, tables, to);
+    case 3:
+      return UnpackValues<3>(tile, tables, to);
+    case 2:
+      return UnpackValues<2>(tile, tables, to);
+    default:
+      return UnpackValues<1>(tile, tables, to);
+  }
+}
+
+// A V tile of 8 bits.
+ZEROC_AMX_TARGET inline void UnpackWideValues(const std::uint8_t* tile, const Scales& scales, const ByteFloats& bytes,
+                                              std::uint8_t* to, std::uint8_t* low) {
+  alignas(64) float step[16], base[16];
+  _mm512_store_ps(step, scales.step);
+  _mm512_store_ps(base, scales.base);
+  for (int s = 0; s < 4; ++s) {
+    const __m512i quad = LoadTileRow(tile + 64 * s);
+    __m512 value[4];
+    for (int i = 0; i < 4; ++i) {
+      value[i] =
+          _mm512_fmadd_ps(WideCode(bytes, quad, i), _mm512_set1_ps(step[4 * s + i]), _mm512_set1_ps(base[4 * s + i]));
+    }
+    StoreQuad(value, to + 128 * s, low + 128 * s);
+  }
+}
+
+// Copies a 16-bit V tile with the depth steps that are not in [begin, end) as zeros: rows never written may hold NaN,
+// and 0 * NaN is NaN.
+ZEROC_AMX_TARGET inline void CopySeenValues(const std::uint8_t* tile, int begin, int end, std::uint8_t* to) {
+  for (int depth = 0; depth < kTileDepth; depth += 2) {
+    const std::uint32_t even = begin <= depth && depth < end ? 0xffffu : 0u;
+    const std::uint32_t odd = begin <= depth + 1 && depth + 1 < end ? 0xffff0000u : 0u;
+    const __m512i mask = _mm512_set1_epi32(static_cast<int>(even | odd));
+    _mm512_storeu_si512(to + 32 * depth, _mm512_and_si512(LoadTileRow(tile + 32 * depth), mask));
+  }
 }
 
 }  // namespace zeroc::kernels::cpu

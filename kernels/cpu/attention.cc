@@ -1,4 +1,5 @@
-// Attention on packed blocks: float32 sums on SIMD lanes (the AMX variant is attention_amx.cc).
+// Attention on packed blocks: float32 sums on SIMD lanes, for every processor. With AMX or AVX-512 VNNI the variants in
+// attention_amx.cc (many rows) and attention_vnni.cc (decode) come first.
 //
 // Both products are the same operation on tiles, C[row, lane] += sum_depth A[row, depth] * tile[depth, lane]:
 //   scores   A = q, lanes = tokens, depth = coordinates
@@ -81,13 +82,15 @@ HWY_INLINE void TileProductOf(int form, const float* a, std::size_t a_stride, co
 struct Side {
   const std::uint8_t* tiles[kMaxRuns];  // in the run's own tile order, FormOf(bits) wide
   int tile_bytes[kMaxRuns];
+  alignas(64) float half[kMaxRuns][kBlockTokens];
   alignas(64) float step[kMaxRuns][kBlockTokens];
   alignas(64) float base[kMaxRuns][kBlockTokens];
 };
 
 struct Block {
   const KvBlockLayout* layout;
-  int first_group, end_group;  // token groups that some row sees
+  int first_group, end_group;            // token groups that some row sees
+  alignas(64) float mass[kBlockTokens];  // added to every score
   Side k, v;
 };
 
@@ -115,8 +118,22 @@ void PrepareSide(const KvBlockLayout& layout, bool is_value, const std::uint8_t*
       scratch += TileBytes(run.bits) * n_tiles;
     }
     if (IsQuantised(run.bits)) {
-      DecodeScales(head + from.meta_offset[r], run.bits, layout.n_tokens, side->step[r], side->base[r]);
+      DecodeScales(from, r, head, layout.n_tokens, side->half[r], side->step[r], side->base[r]);
     }
+  }
+}
+
+// KvSegment::mass of every token, from the halves of the keys.
+void PrepareMass(const KvBlockLayout& layout, const float* of_head, const Side& keys, float* mass) {
+  const DF df;
+  for (std::size_t t = 0; t < static_cast<std::size_t>(layout.n_tokens); t += kLanes) {
+    VF sum = hn::Set(df, of_head == nullptr ? 0.0f : of_head[0]);
+    for (int r = 0; r < layout.k.n_runs && of_head != nullptr; ++r) {
+      if (!IsQuantised(layout.k.runs[r].bits)) continue;
+      const VF half = hn::LoadU(df, keys.half[r] + t);
+      sum = hn::MulAdd(hn::Mul(half, half), hn::Set(df, of_head[1 + r]), sum);
+    }
+    hn::StoreU(sum, df, mass + t);
   }
 }
 
@@ -127,7 +144,12 @@ HWY_INLINE void Scores(const Block& block, const float* q, std::size_t head_dim,
   const KvSideLayout& k = block.layout->k;
   alignas(64) float product[kRows * 16];
   for (int g = block.first_group; g < block.end_group; ++g) {
-    bool is_first = true;
+    const auto begin = static_cast<std::size_t>(16 * g);
+    for (int row = 0; row < kRows; ++row) {
+      for (std::size_t t = begin; t < begin + 16; t += kLanes) {
+        hn::StoreU(hn::LoadU(df, block.mass + t), df, scores + static_cast<std::size_t>(row * kBlockTokens) + t);
+      }
+    }
     for (int r = 0; r < k.n_runs; ++r) {
       if (k.runs[r].bits == 0) continue;
       const int n_tiles = k.runs[r].width / kTileDepth;
@@ -135,21 +157,15 @@ HWY_INLINE void Scores(const Block& block, const float* q, std::size_t head_dim,
       TileProductOf<kRows, false>(FormOf(k.runs[r].bits), q + k.first_coord[r], head_dim, tiles, n_tiles, product, 16);
       for (int row = 0; row < kRows; ++row) {
         for (std::size_t i = 0; i < 16; i += kLanes) {
-          const std::size_t t = static_cast<std::size_t>(16 * g) + i;
+          const std::size_t t = begin + i;
           float* score = scores + static_cast<std::size_t>(row * kBlockTokens) + t;
           VF sum = hn::LoadU(df, product + static_cast<std::size_t>(16 * row) + i);
           if (IsQuantised(k.runs[r].bits)) {
             const VF base = hn::Mul(hn::LoadU(df, block.k.base[r] + t), hn::Set(df, q_sums[row * kMaxRuns + r]));
             sum = hn::MulAdd(hn::LoadU(df, block.k.step[r] + t), sum, base);
           }
-          hn::StoreU(is_first ? sum : hn::Add(sum, hn::LoadU(df, score)), df, score);
+          hn::StoreU(hn::Add(sum, hn::LoadU(df, score)), df, score);
         }
-      }
-      is_first = false;
-    }
-    if (is_first) {  // every coordinate dropped: all scores are zero
-      for (int row = 0; row < kRows; ++row) {
-        for (int t = 0; t < 16; ++t) scores[row * kBlockTokens + 16 * g + t] = 0.0f;
       }
     }
   }
@@ -173,9 +189,10 @@ HWY_INLINE float SoftmaxRow(const Block& block, TokenSpan seen, float* scores, f
   const float before = *row_max;
   const float now = block_max > before ? block_max : before;
   const float factor = before == kNone ? 0.0f : (before == now ? 1.0f : ExpOfNegative(before - now));
+  const VF offset = hn::Set(df, now == kNone ? 0.0f : now);  // inf - inf would be NaN
   VF sum = hn::Zero(df);
   for (std::size_t i = begin; i < end; i += kLanes) {
-    const VF p = ExpOfNegative(hn::Sub(hn::LoadU(df, scores + i), hn::Set(df, now)));
+    const VF p = ExpOfNegative(hn::Sub(hn::LoadU(df, scores + i), offset));
     hn::StoreU(p, df, scores + i);
     sum = hn::Add(sum, p);
   }
@@ -244,10 +261,10 @@ void AttendRows(const Segment& s, const Block& block, int first_token, int row) 
         SoftmaxRow(block, seen, scores + r * kBlockTokens, args.row_max + row + r, args.row_sum + row + r);
     if (factor == 1.0f) continue;
     ScaleRow(args.out + at + static_cast<std::size_t>(r) * d, d, factor);
-    ScaleRow(s.scratch.rotated + at + static_cast<std::size_t>(r) * d, d, factor);
+    ScaleRow(s.scratch.sums + at + static_cast<std::size_t>(r) * d, d, factor);
     for (int i = 0; i < kMaxRuns; ++i) s.scratch.v_bases[(row + r) * kMaxRuns + i] *= factor;
   }
-  AddValues<kRows>(block, scores, d, args.out + at, s.scratch.rotated + at, s.scratch.v_bases + row * kMaxRuns);
+  AddValues<kRows>(block, scores, d, args.out + at, s.scratch.sums + at, s.scratch.v_bases + row * kMaxRuns);
 }
 
 void AttendSomeRows(const Segment& s, const Block& block, int first_token, int row, int n_rows) {
@@ -286,7 +303,7 @@ void BeginSegment(const Segment& s) {
     }
     for (int i = 0; i < kMaxRuns; ++i) s.scratch.v_bases[row * kMaxRuns + i] = 0.0f;
   }
-  for (std::int64_t i = 0; i < std::int64_t{args.n_rows} * args.head_dim; ++i) s.scratch.rotated[i] = 0.0f;
+  for (std::int64_t i = 0; i < std::int64_t{args.n_rows} * args.head_dim; ++i) s.scratch.sums[i] = 0.0f;
 }
 
 // Bases and the inverse rotation of V, once per row.
@@ -298,7 +315,7 @@ void EndSegment(const Segment& s) {
       if (!IsQuantised(layout.v.runs[r].bits)) continue;
       const std::int64_t at = std::int64_t{row} * args.head_dim + layout.v.first_coord[r];
       const float base = s.scratch.v_bases[row * kMaxRuns + r];
-      float* rotated = s.scratch.rotated + at;  // all zero where V is not rotated
+      float* rotated = s.scratch.sums + at;  // all zero where V is not rotated
       for (int i = 0; i < layout.v.runs[r].width; ++i) rotated[i] += base;
       if (layout.rotate_v) HadamardRun(rotated, layout.v.runs[r].width);
       for (int i = 0; i < layout.v.runs[r].width; ++i) args.out[at + i] += rotated[i];
@@ -324,13 +341,15 @@ void AttendBlock(const Segment& s, int index, TokenSpan span) {
   block.end_group = (seen.end + kTileLanes - 1) / kTileLanes;
   PrepareSide(layout, false, head, seen, s.scratch.k_codes, &block.k);
   PrepareSide(layout, true, head, seen, s.scratch.v_codes, &block.v);
-  // Rows below the first that sees a token of this block have nothing to do here.
-  const std::int64_t first_pos = std::int64_t{s.segment->first_pos} + first_token + seen.begin;
-  std::int64_t row = first_pos > args.first_query_pos ? (first_pos - args.first_query_pos) * args.group : 0;
-  for (; row < args.n_rows; row += kRowsAtOnce) {
-    const std::int64_t left = args.n_rows - row;
-    AttendSomeRows(s, block, first_token, static_cast<int>(row),
-                   left < kRowsAtOnce ? static_cast<int>(left) : kRowsAtOnce);
+  const float* mass = s.segment->mass;
+  PrepareMass(layout, mass != nullptr ? mass + std::int64_t{args.kv_head} * (1 + kMaxRuns) : nullptr, block.k,
+              block.mass);
+  for (int row = 0; row < args.n_rows; row += kRowsAtOnce) {
+    const int n_rows = args.n_rows - row < kRowsAtOnce ? args.n_rows - row : kRowsAtOnce;
+    // Neither end of what a row sees moves back, so the first and the last row tell what all of them see.
+    const bool some_see = RowSpan(args, *s.segment, row).begin < first_token + layout.n_tokens &&
+                          RowSpan(args, *s.segment, row + n_rows - 1).end > first_token;
+    if (some_see) AttendSomeRows(s, block, first_token, row, n_rows);
   }
 }
 
@@ -342,7 +361,7 @@ void AttendSegments(const AttentionArgs& args) {
   for (std::int64_t i = 0; i < std::int64_t{args.n_rows} * args.head_dim; ++i) args.out[i] = 0.0f;
   for (int i = 0; i < args.n_segments; ++i) {
     const Segment s = {&args, &args.segments[i], AttentionScratch(args.scratch, args.n_rows, args.head_dim)};
-    const TokenSpan span = RowSpan(args, args.segments[i], args.n_rows - 1);  // the last row sees most
+    const TokenSpan span = RowsSpan(args, args.segments[i]);
     if (span.begin >= span.end) continue;
     BeginSegment(s);
     const int n_tokens = args.segments[i].layout->n_tokens;
@@ -365,7 +384,8 @@ HWY_EXPORT(AttendSegments);
 
 KernelStatus Attention(const AttentionArgs& args) {
   if (!IsGood(args) || args.scratch == nullptr) return KernelStatus::kBadShape;
-  if (!AttentionAmx(args)) HWY_DYNAMIC_DISPATCH(AttendSegments)(args);
+  if (AttentionVnni(args) || AttentionAmx(args)) return KernelStatus::kOk;
+  HWY_DYNAMIC_DISPATCH(AttendSegments)(args);
   return KernelStatus::kOk;
 }
 

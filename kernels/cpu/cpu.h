@@ -22,9 +22,10 @@ KernelStatus AttentionMerge(const AttentionMergeArgs& args);
 // Name of the instruction set in use, e.g. "AVX3".
 const char* IsaName();
 
-// Attention on AMX tiles. False (and nothing written) where AMX is not to be had or a segment holds 32-bit runs; the
-// arguments are good.
+// Attention on AMX tiles, and, for at most kDecodeRowsMax rows, on AVX-512 VNNI. False (and nothing written) where that
+// is not to be had, for more rows (VNNI), or if a segment holds 32-bit runs; the arguments are good.
 bool AttentionAmx(const AttentionArgs& args);
+bool AttentionVnni(const AttentionArgs& args);
 
 // The matrix-vector kernels, which stream the weights once, take up to this many rows.
 inline constexpr int kMatVecRowsMax = 8;

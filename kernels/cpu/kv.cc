@@ -2,6 +2,7 @@
 #include "kernels/bf16.h"
 #include "kernels/checks.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/map_amx.h"
 #include "kernels/tile_codec.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -14,7 +15,8 @@
 HWY_BEFORE_NAMESPACE();
 namespace zeroc::kernels::cpu::HWY_NAMESPACE {
 
-constexpr int kRowsAtOnce = 8;  // accumulators of the map product; each loaded map vector serves all of them
+constexpr int kRowsAtOnce = 8;        // accumulators of the map product; each loaded map vector serves all of them
+constexpr int kBatch = kBlockTokens;  // rows turned and mapped together, so that the steps of AMX overlap
 
 // out = rope(x); head_dim is a multiple of 16, half of it of 8, so half vectors may end in a scalar tail.
 HWY_INLINE void TurnRow(const float* x, const float* cos, const float* sin, int head_dim, float* out) {
@@ -59,40 +61,64 @@ HWY_INLINE void MapRows(const float* x, std::size_t x_stride, const float* map, 
   }
 }
 
-// As above for up to kRowsAtOnce rows; a null map is the identity.
-HWY_INLINE void MapSomeRows(const float* x, const float* map, float scale, int head_dim, int n_rows, float* out) {
-  const DF df;
-  const auto d = static_cast<std::size_t>(head_dim);
-  if (map == nullptr) {
-    for (std::size_t i = 0; i < d * static_cast<std::size_t>(n_rows); i += kLanes) {
-      hn::StoreU(hn::Mul(hn::Set(df, scale), hn::LoadU(df, x + i)), df, out + i);
+// out = scale * x * map for up to kBatch rows of x; a null map is the identity.
+class RowMap {
+ public:
+  // For n_rows rows in all.
+  RowMap(const float* map, float scale, int head_dim, std::int64_t n_rows)
+      : map_(map), scale_(scale), head_dim_(head_dim), amx_(map, scale, head_dim, n_rows) {}
+
+  void Apply(const float* x, int n_rows, float* out) const {
+    if (amx_.active()) return amx_.Multiply(x, n_rows, out);
+    const DF df;
+    const auto d = static_cast<std::size_t>(head_dim_);
+    if (map_ == nullptr) {
+      for (std::size_t i = 0; i < d * static_cast<std::size_t>(n_rows); i += kLanes) {
+        hn::StoreU(hn::Mul(hn::Set(df, scale_), hn::LoadU(df, x + i)), df, out + i);
+      }
+      return;
     }
-    return;
+    int r = 0;
+    for (; r + kRowsAtOnce <= n_rows; r += kRowsAtOnce) MapSome<kRowsAtOnce>(x, r, out);
+    for (; r + 4 <= n_rows; r += 4) MapSome<4>(x, r, out);
+    for (; r < n_rows; ++r) MapSome<1>(x, r, out);
   }
-  if (n_rows == kRowsAtOnce) return MapRows<kRowsAtOnce>(x, d, map, scale, d, out, d);
-  int r = 0;
-  for (; r + 4 <= n_rows; r += 4) MapRows<4>(x + r * head_dim, d, map, scale, d, out + r * head_dim, d);
-  for (; r < n_rows; ++r) MapRows<1>(x + r * head_dim, d, map, scale, d, out + r * head_dim, d);
+
+ private:
+  template <int kRows>
+  void MapSome(const float* x, int first, float* out) const {
+    const auto d = static_cast<std::size_t>(head_dim_);
+    const std::size_t at = static_cast<std::size_t>(first) * d;
+    MapRows<kRows>(x + at, d, map_, scale_, d, out + at, d);
+  }
+
+  const float* map_;
+  float scale_;
+  int head_dim_;
+  MapAmx amx_;
+};
+
+HWY_INLINE const float* RowOf(const float* table, std::int64_t t, std::int64_t width) {
+  return table == nullptr ? nullptr : table + t * width;
 }
 
 void PrepareQueries(const QueryPrepArgs& args) {
   const std::int64_t d = args.head_dim;
   const int group = args.n_heads / args.n_kv_heads;
-  alignas(64) float turned[kRowsAtOnce * kMaxHeadDim];
+  alignas(64) float turned[kBatch * kMaxHeadDim];
   for (std::int64_t g = args.kv_head_begin; g < args.kv_head_end; ++g) {
-    const float* map = args.q_map == nullptr ? nullptr : args.q_map + g * d * d;
     float* out = args.out + g * args.n_tokens * group * d;
     const std::int64_t n_rows = std::int64_t{args.n_tokens} * group;
-    for (std::int64_t row = 0; row < n_rows; row += kRowsAtOnce) {
-      const int rows = n_rows - row < kRowsAtOnce ? static_cast<int>(n_rows - row) : kRowsAtOnce;
+    const RowMap map(RowOf(args.q_map, g, d * d), args.scale, args.head_dim, n_rows);
+    for (std::int64_t row = 0; row < n_rows; row += kBatch) {
+      const int rows = n_rows - row < kBatch ? static_cast<int>(n_rows - row) : kBatch;
       for (int r = 0; r < rows; ++r) {
         const std::int64_t t = (row + r) / group;
         const std::int64_t head = g * group + (row + r) % group;
-        const float* cos = args.rope.cos == nullptr ? nullptr : args.rope.cos + t * (d / 2);
-        const float* sin = args.rope.sin == nullptr ? nullptr : args.rope.sin + t * (d / 2);
-        TurnRow(args.q + t * args.q_stride + head * d, cos, sin, args.head_dim, turned + r * d);
+        TurnRow(args.q + t * args.q_stride + head * d, RowOf(args.rope.cos, t, d / 2), RowOf(args.rope.sin, t, d / 2),
+                args.head_dim, turned + r * d);
       }
-      MapSomeRows(turned, map, args.scale, args.head_dim, rows, out + row * d);
+      map.Apply(turned, rows, out + row * d);
     }
   }
 }
@@ -137,28 +163,78 @@ HWY_INLINE void StoreValue(const KvBlockLayout& layout, const float* value, int 
   }
 }
 
+// Sixteen keys, a whole token group, into 16-bit tiles: pairs of coordinates, transposed four at a time.
+void StoreKeyGroup(const KvBlockLayout& layout, const float* keys, int first_row, std::uint8_t* head) {
+  const int d = layout.head_dim;
+  alignas(64) std::uint32_t pairs[kMaxHeadDim / 8][kTileLanes][4];
+  alignas(64) std::uint16_t rounded[kMaxHeadDim];
+  for (int t = 0; t < kTileLanes; ++t) {
+    for (int i = 0; i < d; i += static_cast<int>(kLanes)) StoreBf16(hn::LoadU(DF(), keys + t * d + i), rounded + i);
+    for (int i = 0; i < d / 8; ++i) __builtin_memcpy(pairs[i][t], rounded + 8 * i, 16);
+  }
+  std::uint8_t* tiles = head + KTileOffset(layout, 0, first_row, 0);  // the tiles of one token group are adjacent
+  for (int i = 0; i < d / 8; ++i, tiles += 256) {
+    for (std::size_t at = 0; at < kTileLanes; at += kLanes) {
+      VU q0, q1, q2, q3;
+      hn::LoadInterleaved4(DU(), pairs[i][at], q0, q1, q2, q3);
+      StoreWords(q0, tiles + 4 * at);
+      StoreWords(q1, tiles + 4 * at + 64);
+      StoreWords(q2, tiles + 4 * at + 128);
+      StoreWords(q3, tiles + 4 * at + 192);
+    }
+  }
+}
+
+// Two values that share the words of a tile row.
+HWY_INLINE void StoreValuePair(const KvBlockLayout& layout, const float* even, const float* odd, int row,
+                               std::uint8_t* head) {
+  for (int i = 0; i < layout.head_dim; i += static_cast<int>(kLanes)) {
+    std::uint8_t* to = head + VTileOffset(layout, 0, row, i) + 64 * (row % kTileDepth / 2) + 4 * (i % kTileLanes);
+    const VU high = hn::ShiftLeft<16>(RoundToBf16(hn::LoadU(DF(), odd + i)));
+    StoreWords(hn::Or(RoundToBf16(hn::LoadU(DF(), even + i)), high), to);
+  }
+}
+
+// Up to one token group of one head: `keys` mapped, [n][head_dim]; `values` with the caller's stride.
+void StoreGroup(const KvBlockLayout& layout, const float* keys, const float* values, std::int64_t stride, int first_row,
+                int n, std::uint8_t* head) {
+  const bool whole = n == kTileLanes && layout.k.runs[0].bits == 16;
+  if (whole) StoreKeyGroup(layout, keys, first_row, head);
+  for (int r = 0; r < n; r += whole ? 2 : 1) {
+    if (whole) {
+      StoreValuePair(layout, values + r * stride, values + (r + 1) * stride, first_row + r, head);
+    } else {
+      StoreKey(layout, keys + r * layout.head_dim, first_row + r, head);
+      StoreValue(layout, values + r * stride, first_row + r, head);
+    }
+  }
+}
+
 void WriteKeysAndValues(const KvWriteArgs& args) {
   const KvBlockLayout& layout = *args.layout;
   const std::int64_t d = layout.head_dim;
-  alignas(64) float turned[kRowsAtOnce * kMaxHeadDim];
-  alignas(64) float keys[kRowsAtOnce * kMaxHeadDim];
+  alignas(64) float turned[kBatch * kMaxHeadDim];
+  alignas(64) float keys[kBatch * kMaxHeadDim];
   for (std::int64_t g = args.kv_head_begin; g < args.kv_head_end; ++g) {
-    const float* map = args.k_map == nullptr ? nullptr : args.k_map + g * d * d;
-    for (std::int64_t first = 0; first < args.n_tokens; first += kRowsAtOnce) {
-      const int rows = args.n_tokens - first < kRowsAtOnce ? static_cast<int>(args.n_tokens - first) : kRowsAtOnce;
+    const RowMap map(RowOf(args.k_map, g, d * d), 1.0f, layout.head_dim, args.n_tokens);
+    for (std::int64_t first = 0; first < args.n_tokens;) {
+      const std::int64_t pos = args.first_pos + first;
+      const std::int64_t room = kBatch - pos % kBatch;  // a batch stays in its block
+      const int rows = static_cast<int>(args.n_tokens - first < room ? args.n_tokens - first : room);
       for (int r = 0; r < rows; ++r) {
         const std::int64_t t = first + r;
-        const float* cos = args.rope.cos == nullptr ? nullptr : args.rope.cos + t * (d / 2);
-        const float* sin = args.rope.sin == nullptr ? nullptr : args.rope.sin + t * (d / 2);
-        TurnRow(args.k + t * args.kv_stride + g * d, cos, sin, layout.head_dim, turned + r * d);
+        TurnRow(args.k + t * args.kv_stride + g * d, RowOf(args.rope.cos, t, d / 2), RowOf(args.rope.sin, t, d / 2),
+                layout.head_dim, turned + r * d);
       }
-      MapSomeRows(turned, map, 1.0f, layout.head_dim, rows, keys);
-      for (int r = 0; r < rows; ++r) {
-        const std::int64_t pos = args.first_pos + first + r;
-        std::uint8_t* head = args.blocks[pos / kBlockTokens - args.first_pos / kBlockTokens] + g * layout.head_bytes;
-        StoreKey(layout, keys + r * d, static_cast<int>(pos % kBlockTokens), head);
-        StoreValue(layout, args.v + (first + r) * args.kv_stride + g * d, static_cast<int>(pos % kBlockTokens), head);
+      map.Apply(turned, rows, keys);
+      std::uint8_t* head = args.blocks[pos / kBlockTokens - args.first_pos / kBlockTokens] + g * layout.head_bytes;
+      const float* values = args.v + first * args.kv_stride + g * d;
+      for (int r = 0, n = 0; r < rows; r += n) {
+        const int row = static_cast<int>(pos % kBlockTokens) + r;
+        n = kTileLanes - row % kTileLanes < rows - r ? kTileLanes - row % kTileLanes : rows - r;
+        StoreGroup(layout, keys + r * d, values + r * args.kv_stride, args.kv_stride, row, n, head);
       }
+      first += rows;
     }
   }
 }

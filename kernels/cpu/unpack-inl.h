@@ -86,19 +86,30 @@ HWY_INLINE void CopyVisibleDepth(const std::uint8_t* tiles, int bits, int n_tile
 // 2^((code - 160) / 8), 0 for code 0; the floats of kHalfOfScaleCode.
 HWY_INLINE VF HalfOf(hn::Vec<DI> code) { return hn::GatherIndex(DF(), kHalfOfScaleCode.data(), code); }
 
-// step[t] and base[t] of one run (DecodeScale for every token).
-HWY_INLINE void DecodeScales(const std::uint8_t* meta, int bits, int n_tokens, float* step, float* base) {
+// half[t], step[t] and base[t] of quantised run r (ScaleOf and HalfOf for every token).
+HWY_INLINE void DecodeScales(const KvSideLayout& side, int r, const std::uint8_t* head, int n_tokens, float* half,
+                             float* step, float* base) {
   const DF df;
   const DI di;
   const hn::Rebind<std::uint8_t, DF> du8;
   const hn::Rebind<std::int8_t, DF> di8;
-  const VF per_half = hn::Set(df, 2.0f / static_cast<float>((1 << bits) - 1));
+  const std::uint8_t* meta = head + side.meta_offset[r];
+  const VF per_half = hn::Set(df, 2.0f / static_cast<float>((1 << side.runs[r].bits) - 1));
+  const bool shared = side.runs[r].scale == KvScaleKind::kShared;
+  std::uint8_t codes[kBlockTokens];
+  for (int t = 0; t < n_tokens && shared; ++t) {
+    codes[t] = SharedScaleCode(head[side.base_offset[r]], GetNibble(meta, t));
+  }
   for (std::size_t t = 0; t < static_cast<std::size_t>(n_tokens); t += kLanes) {
-    const VF half = HalfOf(hn::PromoteTo(di, hn::LoadU(du8, meta + t)));
-    const auto* centers = reinterpret_cast<const std::int8_t*>(meta) + n_tokens + t;
-    const VF center = hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(di8, centers)));
-    hn::StoreU(hn::Mul(half, per_half), df, step + t);
-    hn::StoreU(hn::Sub(hn::Mul(half, hn::Mul(center, hn::Set(df, 1.0f / kCenterSteps))), half), df, base + t);
+    const VF halves = HalfOf(hn::PromoteTo(di, hn::LoadU(du8, (shared ? codes : meta) + t)));
+    VF center = hn::Zero(df);
+    if (!shared) {
+      const auto* centers = reinterpret_cast<const std::int8_t*>(meta) + n_tokens + t;
+      center = hn::Mul(hn::ConvertTo(df, hn::PromoteTo(di, hn::LoadU(di8, centers))), hn::Set(df, 1.0f / kCenterSteps));
+    }
+    hn::StoreU(halves, df, half + t);
+    hn::StoreU(hn::Mul(halves, per_half), df, step + t);
+    hn::StoreU(hn::Sub(hn::Mul(halves, center), halves), df, base + t);
   }
 }
 

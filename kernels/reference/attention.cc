@@ -5,6 +5,7 @@
 #include "kernels/bf16.h"
 #include "kernels/checks.h"
 #include "kernels/reference/reference.h"
+#include "kernels/tile_codec.h"
 
 namespace zeroc::kernels::reference {
 namespace {
@@ -19,7 +20,20 @@ float Dot(const float* a, const float* b, int n) {
   return total;
 }
 
-// Calls fn(row, key, value) for every visible (row, token) pair, token by token.
+// What the mass correction adds to every score of `token`.
+float MassOf(const KvSegment& segment, int kv_head, const std::uint8_t* head, int token) {
+  if (segment.mass == nullptr) return 0.0f;
+  const float* mass = segment.mass + std::int64_t{kv_head} * (1 + kMaxRuns);
+  float sum = mass[0];
+  for (int r = 0; r < segment.layout->k.n_runs; ++r) {
+    if (!IsQuantised(segment.layout->k.runs[r].bits)) continue;
+    const float half = HalfOf(segment.layout->k, r, head, token);
+    sum += mass[1 + r] * half * half;
+  }
+  return sum;
+}
+
+// Calls fn(row, key, mass, value) for every visible (row, token) pair, token by token.
 template <typename Fn>
 void ForEachVisible(const AttentionArgs& args, bool with_values, const Fn& fn) {
   float key[kMaxHeadDim];
@@ -27,14 +41,17 @@ void ForEachVisible(const AttentionArgs& args, bool with_values, const Fn& fn) {
   for (int i = 0; i < args.n_segments; ++i) {
     const KvSegment& segment = args.segments[i];
     const KvBlockLayout& layout = *segment.layout;
-    const TokenSpan seen = RowSpan(args, segment, args.n_rows - 1);  // the last row sees most
+    const TokenSpan seen = RowsSpan(args, segment);
     for (int token = seen.begin; token < seen.end; ++token) {
       const std::uint8_t* head =
           segment.blocks[token / layout.n_tokens] + std::int64_t{args.kv_head} * layout.head_bytes;
-      DecodeKeyRow(layout, head, token % layout.n_tokens, key);
-      if (with_values) DecodeValueRow(layout, head, token % layout.n_tokens, value);
+      const int in_block = token % layout.n_tokens;
+      DecodeKeyRow(layout, head, in_block, key);
+      if (with_values) DecodeValueRow(layout, head, in_block, value);
+      const float mass = MassOf(segment, args.kv_head, head, in_block);
       for (int r = 0; r < args.n_rows; ++r) {
-        if (token < RowSpan(args, segment, r).end) fn(r, key, value);
+        const TokenSpan span = RowSpan(args, segment, r);
+        if (span.begin <= token && token < span.end) fn(r, key, mass, value);
       }
     }
   }
@@ -49,13 +66,13 @@ KernelStatus Attention(const AttentionArgs& args) {
   std::fill_n(args.row_max, args.n_rows, -std::numeric_limits<float>::infinity());
   std::fill_n(args.row_sum, args.n_rows, 0.0f);
   std::fill_n(args.out, std::int64_t{args.n_rows} * d, 0.0f);
-  ForEachVisible(args, false, [&](int r, const float* key, const float*) {
-    const float score = Dot(args.q + std::int64_t{r} * d, key, d);
+  ForEachVisible(args, false, [&](int r, const float* key, float mass, const float*) {
+    const float score = Dot(args.q + std::int64_t{r} * d, key, d) + mass;
     args.row_max[r] = std::isnan(score) ? score : std::max(args.row_max[r], score);
   });
   double sums[kAttentionRowsMax] = {};
-  ForEachVisible(args, true, [&](int r, const float* key, const float* value) {
-    const float p = std::exp(Dot(args.q + std::int64_t{r} * d, key, d) - args.row_max[r]);
+  ForEachVisible(args, true, [&](int r, const float* key, float mass, const float* value) {
+    const float p = std::exp(Dot(args.q + std::int64_t{r} * d, key, d) + mass - args.row_max[r]);
     sums[r] += double{p};
     float* out = args.out + std::int64_t{r} * d;
     for (int i = 0; i < d; ++i) out[i] += p * value[i];

@@ -3,14 +3,6 @@
 #include "kernels/tile_codec.h"
 
 namespace zeroc::kernels::reference {
-namespace {
-
-KvScale ScaleOf(const KvSideLayout& side, int r, const std::uint8_t* head, int n_tokens, int token) {
-  const std::uint8_t* meta = head + side.meta_offset[r];
-  return DecodeScale(side.runs[r].bits, meta[token], static_cast<std::int8_t>(meta[n_tokens + token]));
-}
-
-}  // namespace
 
 void DecodeKeyRow(const KvBlockLayout& layout, const std::uint8_t* head, int token, float* out) {
   for (int r = 0; r < layout.k.n_runs; ++r) {

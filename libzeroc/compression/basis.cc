@@ -14,6 +14,7 @@ namespace {
 using Eigen::MatrixXd;
 using Eigen::VectorXd;
 using RowMajor = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using RowMajorF = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 // Rounding in a float64 sum of float32 products stays far below this.
 constexpr double kSymmetryTolerance = 1e-6;
@@ -91,6 +92,48 @@ std::vector<double> RowMajorValues(const MatrixXd& m) {
   return values;
 }
 
+struct Pair {
+  MatrixXd a, b;
+  VectorXd s;
+};
+
+Result<Pair> SolveBalanced(const MatrixXd& c_q, const MatrixXd& c_k) {
+  ZEROC_ASSIGN_OR_RETURN(const Roots q, RootsOf("C_q", c_q));
+  ZEROC_ASSIGN_OR_RETURN(const Roots k, RootsOf("C_k", c_k));
+  const Eigen::BDCSVD<MatrixXd> svd(q.root * k.root, Eigen::ComputeFullU | Eigen::ComputeFullV);
+  const VectorXd& s = svd.singularValues();
+  const VectorXd half = s.cwiseSqrt();
+  Pair pair{q.inverse_root * svd.matrixU() * half.asDiagonal(), k.inverse_root * svd.matrixV() * half.asDiagonal(), s};
+  FixSigns(pair.a, pair.b);
+  return pair;
+}
+
+// An orthogonal basis: both maps are `u`.
+Pair Orthogonal(const MatrixXd& c_q, const MatrixXd& c_k, const MatrixXd& u) {
+  const VectorXd q = (u.transpose() * c_q * u).diagonal();
+  const VectorXd k = (u.transpose() * c_k * u).diagonal();
+  return {u, u, q.cwiseProduct(k).cwiseMax(0).cwiseSqrt()};
+}
+
+Result<Pair> SolvePair(BasisKind kind, const MatrixXd& c_q, const MatrixXd& c_k) {
+  if (kind == BasisKind::kBalanced) return SolveBalanced(c_q, c_k);
+  if (kind == BasisKind::kIdentity) return Orthogonal(c_q, c_k, MatrixXd::Identity(c_q.rows(), c_q.rows()));
+  const Eigen::SelfAdjointEigenSolver<MatrixXd> eigen(c_q + c_k);
+  if (eigen.info() != Eigen::Success) return Internal("stacked basis: the decomposition did not converge");
+  MatrixXd u = eigen.eigenvectors().rowwise().reverse();  // largest first
+  MatrixXd same = u;
+  FixSigns(same, u);
+  return Orthogonal(c_q, c_k, u);
+}
+
+void UndoRotation(MatrixXd& map) {
+  RowMajorF rows = map.cast<float>();
+  for (Eigen::Index i = 0; i < rows.rows(); ++i) {
+    kernels::HadamardRun(rows.data() + i * rows.cols(), static_cast<int>(rows.cols()));
+  }
+  map = rows.cast<double>();
+}
+
 }  // namespace
 
 Result<BalancedBasis> SolveBalancedBasis(const SecondMoment& c_q, const SecondMoment& c_k,
@@ -104,17 +147,15 @@ Result<BalancedBasis> SolveBalancedBasis(const SecondMoment& c_q, const SecondMo
     return InvalidArgument("balanced basis: C_q has dim " + std::to_string(c_q.dim) + ", C_k " +
                            std::to_string(c_k.dim));
   }
-  ZEROC_ASSIGN_OR_RETURN(const Roots q, RootsOf("C_q", Damped(c_q, options.damping)));
-  ZEROC_ASSIGN_OR_RETURN(const Roots k, RootsOf("C_k", Damped(c_k, options.damping)));
-
-  const Eigen::BDCSVD<MatrixXd> svd(q.root * k.root, Eigen::ComputeFullU | Eigen::ComputeFullV);
-  const VectorXd& s = svd.singularValues();
-  const VectorXd half = s.cwiseSqrt();
-  MatrixXd a = q.inverse_root * svd.matrixU() * half.asDiagonal();
-  MatrixXd b = k.inverse_root * svd.matrixV() * half.asDiagonal();
-  FixSigns(a, b);
-  if (!a.allFinite() || !b.allFinite()) return Internal("balanced basis: the decomposition did not converge");
-  return BalancedBasis{c_q.dim, RowMajorValues(a), RowMajorValues(b), std::vector<double>(s.begin(), s.end())};
+  ZEROC_ASSIGN_OR_RETURN(Pair pair,
+                         SolvePair(options.kind, Damped(c_q, options.damping), Damped(c_k, options.damping)));
+  if (!pair.a.allFinite() || !pair.b.allFinite()) return Internal("balanced basis: the decomposition did not converge");
+  if (options.undo_rotation) {
+    UndoRotation(pair.a);
+    UndoRotation(pair.b);
+  }
+  return BalancedBasis{c_q.dim, RowMajorValues(pair.a), RowMajorValues(pair.b),
+                       std::vector<double>(pair.s.begin(), pair.s.end())};
 }
 
 void RotateColumns(std::span<float> map, std::span<const kernels::KvRun> runs) {

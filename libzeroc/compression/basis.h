@@ -26,13 +26,23 @@ struct SecondMoment {
   std::vector<double> values;
 };
 
+enum class BasisKind {
+  kBalanced,    // the above
+  kStackedSvd,  // orthogonal: right singular vectors of the stacked [Q; K], A = B = eigenvectors of C_q + C_k
+  kIdentity,    // A = B = I
+};
+
 struct BasisOptions {
+  BasisKind kind = BasisKind::kBalanced;  // the others are for comparison
+  // Multiplies A and B by the Hadamard rotation over all coordinates, so that the one which a single-run shape applies
+  // is undone: shows what the rotation is worth.
+  bool undo_rotation = false;
   double damping = 1e-2;        // this share of the mean diagonal is added to both diagonals
   int min_samples_per_dim = 4;  // fewer samples than this many times dim say little about the small directions
 };
 
-// Row-major [dim, dim]; column i of a and b belongs to s[i]. s is sorted, largest first. Signs are fixed (the largest
-// entry of each column of b is positive), so equal moments give equal bases.
+// Row-major [dim, dim]; column i of a and b belongs to s[i]. s is sorted, largest first (not for kIdentity). Signs are
+// fixed (the largest entry of each column of b is positive), so equal moments give equal bases.
 struct BalancedBasis {
   int dim = 0;
   std::vector<double> a;  // queries, or output weights (N of fold.h)
@@ -42,6 +52,7 @@ struct BalancedBasis {
 
 // kInvalidArgument: sizes differ, a moment is not symmetric or has a negative diagonal, options out of range.
 // kFailedPrecondition: too few samples. kDataLoss: NaN or infinity in a moment (the model computed garbage).
+// For kinds other than kBalanced s[i] is sqrt(E q'_i^2 E k'_i^2), the same thing where the bases coincide.
 // A moment that is all zero (a dead head) gets a tiny isotropic one, so that the maps stay finite.
 Result<BalancedBasis> SolveBalancedBasis(const SecondMoment& c_q, const SecondMoment& c_k,
                                          const BasisOptions& options = {});

@@ -12,7 +12,7 @@
 namespace zeroc {
 namespace {
 
-constexpr int kIdentityVersion = 1;
+constexpr int kIdentityVersion = 2;
 constexpr std::size_t kMaxProfiles = 256;
 constexpr std::size_t kMaxTexts = 256;
 constexpr std::size_t kMaxTextName = 4096;
@@ -109,6 +109,12 @@ const Profile* Find(const std::vector<Profile>& ladder, std::string_view name) {
   return it == ladder.end() ? nullptr : &*it;
 }
 
+// A standard profile may carry a mass correction.
+bool SameWidths(const std::vector<KvShape>& x, const std::vector<KvShape>& y) {
+  return std::equal(x.begin(), x.end(), y.begin(), y.end(),
+                    [](const KvShape& a, const KvShape& b) { return a.k == b.k && a.v == b.v; });
+}
+
 Status ValidateLadder(const PlanContents& contents) {
   if (contents.ladder.size() > kMaxProfiles) return InvalidArgument("more than 256 profiles");
   std::set<std::string_view> names;
@@ -120,7 +126,7 @@ Status ValidateLadder(const PlanContents& contents) {
   for (const Profile& standard : StandardLadder(contents.geometry)) {
     const Profile* profile = Find(contents.ladder, standard.name);
     if (profile == nullptr) return InvalidArgument("the ladder lacks the standard profile " + standard.name);
-    if (profile->layers != standard.layers) {
+    if (!SameWidths(profile->layers, standard.layers) || !profile->young.empty()) {
       return InvalidArgument("profile " + standard.name + " is not of the uniform width that its name stands for");
     }
   }
@@ -167,6 +173,16 @@ void HashShape(const TierShape& shape, CanonicalHash& hash) {
   for (const kernels::KvRun& run : shape.runs) {
     hash.Int(run.bits);
     hash.Int(run.width);
+    hash.Int(static_cast<int>(run.scale));
+  }
+}
+
+void HashLayers(const std::vector<KvShape>& layers, CanonicalHash& hash) {
+  hash.Int(static_cast<std::int64_t>(layers.size()));
+  for (const KvShape& shape : layers) {
+    HashShape(shape.k, hash);
+    HashShape(shape.v, hash);
+    hash.Floats(shape.mass);
   }
 }
 
@@ -191,10 +207,11 @@ std::string IdentityOf(const PlanContents& contents) {
     hash.Text(profile->name);
     hash.Int(profile->sink_tokens);
     hash.Int(profile->recent_tokens);
-    hash.Int(static_cast<std::int64_t>(profile->layers.size()));
-    for (const KvShape& shape : profile->layers) {
-      HashShape(shape.k, hash);
-      HashShape(shape.v, hash);
+    HashLayers(profile->layers, hash);
+    hash.Int(static_cast<std::int64_t>(profile->young.size()));
+    for (const YoungTier& tier : profile->young) {
+      hash.Int(tier.n_blocks);
+      HashLayers(tier.layers, hash);
     }
   }
   return hash.Hex();

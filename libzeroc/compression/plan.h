@@ -73,8 +73,8 @@ class Plan {
   Status Save(const std::string& path) const;
 
   // 32 hex digits: XXH3-128 over everything that decides the KV bytes (model fingerprint, geometry, maps, names, tier
-  // shapes and windows of the ladder). Measured costs, spectra and calibration facts are left out, so that measuring
-  // again does not invalidate cached KV.
+  // shapes, mass corrections and windows of the ladder). Measured costs, spectra and calibration facts are left out,
+  // so that measuring again does not invalidate cached KV.
   const std::string& plan_id() const { return plan_id_; }
 
   const std::string& model_fingerprint() const { return contents_.model_fingerprint; }

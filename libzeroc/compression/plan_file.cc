@@ -1,6 +1,8 @@
 #include "libzeroc/compression/plan_file.h"
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -16,9 +18,9 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::string_view kVersion = "1";
-constexpr std::size_t kMaxTextBytes = std::size_t{4} << 20;  // 256 profiles of 128 layers stay below
-constexpr int kMaxDepth = 8;  // the format needs 7; a parsed tree costs up to 64 bytes per level of nesting
+constexpr std::string_view kVersion = "2";
+constexpr std::size_t kMaxTextBytes = std::size_t{4} << 20;  // 40 profiles of 80 layers of 8 heads with mass stay below
+constexpr int kMaxDepth = 10;  // the format needs 9; a parsed tree costs up to 64 bytes per level of nesting
 constexpr std::size_t kMaxString = 4096;
 
 // In the order of the content hash.
@@ -44,8 +46,23 @@ std::vector<std::int64_t> TensorShape(const MapTensor& tensor, const ModelGeomet
 
 json ShapeJson(const TierShape& shape) {
   json runs = json::array();
-  for (const kernels::KvRun& run : shape.runs) runs.push_back({run.bits, run.width});
+  for (const kernels::KvRun& run : shape.runs) {
+    json entry = {run.bits, run.width};
+    if (run.scale != kernels::KvScaleKind::kAffine) entry.push_back(static_cast<int>(run.scale));
+    runs.push_back(std::move(entry));
+  }
   return runs;
+}
+
+// The flat numbers as one array per KV head.
+json MassJson(const KvShape& shape) {
+  if (shape.mass.empty()) return nullptr;
+  const auto per_head = static_cast<std::ptrdiff_t>(1 + shape.k.runs.size());
+  json heads = json::array();
+  for (auto it = shape.mass.begin(); it != shape.mass.end(); it += per_head) {
+    heads.push_back(std::vector<float>(it, it + per_head));
+  }
+  return heads;
 }
 
 json CostJson(const ProfileCost& cost) {
@@ -55,14 +72,21 @@ json CostJson(const ProfileCost& cost) {
           {"recall", cost.recall ? json(*cost.recall) : json(nullptr)}};
 }
 
-json ProfileJson(const Profile& profile) {
+json LayersJson(const std::vector<KvShape>& shapes) {
   json layers = json::array();
-  for (const KvShape& shape : profile.layers) layers.push_back({{"k", ShapeJson(shape.k)}, {"v", ShapeJson(shape.v)}});
-  return {{"name", profile.name},
-          {"sink_tokens", profile.sink_tokens},
-          {"recent_tokens", profile.recent_tokens},
-          {"layers", std::move(layers)},
-          {"measured", CostJson(profile.cost)}};
+  for (const KvShape& shape : shapes) {
+    layers.push_back({{"k", ShapeJson(shape.k)}, {"v", ShapeJson(shape.v)}, {"mass", MassJson(shape)}});
+  }
+  return layers;
+}
+
+json ProfileJson(const Profile& profile) {
+  json young = json::array();
+  for (const YoungTier& tier : profile.young) {
+    young.push_back({{"n_blocks", tier.n_blocks}, {"layers", LayersJson(tier.layers)}});
+  }
+  return {{"name", profile.name},      {"sink_tokens", profile.sink_tokens},   {"recent_tokens", profile.recent_tokens},
+          {"young", std::move(young)}, {"layers", LayersJson(profile.layers)}, {"measured", CostJson(profile.cost)}};
 }
 
 json TextsJson(const std::vector<CalibrationText>& texts) {
@@ -160,7 +184,7 @@ class Fields {
   }
 
   void Done() {
-    if (status_.ok() && n_taken_ != object_.size()) Fail("", "has a key that format version 1 does not know");
+    if (status_.ok() && n_taken_ != object_.size()) Fail("", "has a key that format version 2 does not know");
   }
 
   void Fail(const std::string& key, const std::string& cause) {
@@ -178,13 +202,38 @@ TierShape ReadShape(const json& runs, const std::string& where, Status& status) 
   TierShape shape;
   const auto is_small = [](const json& x) { return x.is_number_unsigned() && x.get<std::uint64_t>() <= 1024; };
   for (const json& run : runs) {
-    if (!run.is_array() || run.size() != 2 || !is_small(run[0]) || !is_small(run[1])) {
-      if (status.ok()) status = InvalidArgument(where + " holds something that is not a pair [bits, width]");
+    const bool is_shared = run.is_array() && run.size() == 3 && run[2].is_number_unsigned() && run[2] == 1;
+    if (!run.is_array() || (run.size() != 2 && !is_shared) || !is_small(run[0]) || !is_small(run[1])) {
+      if (status.ok())
+        status = InvalidArgument(where + " holds something that is not [bits, width] or [bits, width, 1]");
       return {};
     }
-    shape.runs.push_back(kernels::KvRun{run[0].get<std::int32_t>(), run[1].get<std::int32_t>()});
+    shape.runs.push_back({run[0].get<std::int32_t>(), run[1].get<std::int32_t>(),
+                          is_shared ? kernels::KvScaleKind::kShared : kernels::KvScaleKind::kAffine});
   }
   return shape;
+}
+
+// The file states the numbers by head; how many heads there are is checked with the profile.
+std::vector<float> ReadMass(const json* value, std::size_t per_head, const std::string& where, Status& status) {
+  std::vector<float> mass;
+  if (value == nullptr || value->is_null()) return mass;
+  const auto is_head = [&](const json& head) {
+    return head.is_array() && head.size() == per_head && std::all_of(head.begin(), head.end(), [](const json& x) {
+             return x.is_number() && std::abs(x.get<double>()) <= kMaxMass;
+           });
+  };
+  if (!value->is_array() || value->empty() || !std::all_of(value->begin(), value->end(), is_head)) {
+    if (status.ok()) {
+      status = InvalidArgument(where + " is neither null nor one array of " + std::to_string(per_head) +
+                               " numbers in -1000..1000 per KV head");
+    }
+    return mass;
+  }
+  for (const json& head : *value) {
+    for (const json& x : head) mass.push_back(x.get<float>());
+  }
+  return mass;
 }
 
 ProfileCost ReadCost(const json& value, const std::string& where, Status& status) {
@@ -203,22 +252,39 @@ ProfileCost ReadCost(const json& value, const std::string& where, Status& status
   return cost;
 }
 
+std::vector<KvShape> ReadLayers(const json& array, const std::string& where, Status& status) {
+  std::vector<KvShape> layers;
+  for (const json& layer : array) {
+    const std::string at = where + "[" + std::to_string(layers.size()) + "]";
+    Fields sides(layer, at, status);
+    KvShape shape;
+    shape.k = ReadShape(sides.Array("k"), at + ".k", status);
+    shape.v = ReadShape(sides.Array("v"), at + ".v", status);
+    shape.mass = ReadMass(sides.Take("mass"), 1 + shape.k.runs.size(), at + ".mass", status);
+    sides.Done();
+    if (!status.ok()) return {};
+    layers.push_back(std::move(shape));
+  }
+  return layers;
+}
+
 Profile ReadProfile(const json& value, const std::string& where, Status& status) {
   Profile profile;
   Fields fields(value, where, status);
   profile.name = fields.Text("name");
   profile.sink_tokens = fields.Int("sink_tokens");
   profile.recent_tokens = fields.Int("recent_tokens");
-  for (const json& layer : fields.Array("layers")) {
-    const std::string at = where + ".layers[" + std::to_string(profile.layers.size()) + "]";
-    Fields sides(layer, at, status);
-    KvShape shape;
-    shape.k = ReadShape(sides.Array("k"), at + ".k", status);
-    shape.v = ReadShape(sides.Array("v"), at + ".v", status);
-    sides.Done();
+  for (const json& tier : fields.Array("young")) {
+    const std::string at = where + ".young[" + std::to_string(profile.young.size()) + "]";
+    Fields of_tier(tier, at, status);
+    YoungTier young;
+    young.n_blocks = of_tier.Int("n_blocks");
+    young.layers = ReadLayers(of_tier.Array("layers"), at + ".layers", status);
+    of_tier.Done();
     if (!status.ok()) return {};
-    profile.layers.push_back(std::move(shape));
+    profile.young.push_back(std::move(young));
   }
+  profile.layers = ReadLayers(fields.Array("layers"), where + ".layers", status);
   const json* cost = fields.Take("measured");
   if (cost != nullptr) profile.cost = ReadCost(*cost, where + ".measured", status);
   fields.Done();
@@ -316,7 +382,7 @@ Result<Plan> Read(const SafetensorsFile& file) {
   const auto& metadata = file.metadata();
   const auto version = metadata.find(internal::kPlanVersionKey);
   if (version == metadata.end()) return InvalidArgument("not a ZeroC plan: no metadata zeroc_plan_version");
-  if (version->second != kVersion) return InvalidArgument("not plan format version 1, the only one this program reads");
+  if (version->second != kVersion) return InvalidArgument("not plan format version 2, the only one this program reads");
   const auto text = metadata.find(internal::kPlanTextKey);
   const auto hash = metadata.find(internal::kPlanHashKey);
   if (text == metadata.end() || hash == metadata.end() || metadata.size() != 3) {

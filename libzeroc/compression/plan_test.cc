@@ -16,6 +16,7 @@
 namespace zeroc {
 namespace {
 
+using kernels::KvScaleKind;
 using nlohmann::json;
 
 constexpr ModelGeometry kGeometry = {.n_layers = 2, .n_heads = 4, .n_kv_heads = 2, .head_dim = 16, .hidden = 64};
@@ -60,7 +61,8 @@ PlanContents MakeContents(const ModelGeometry& geometry = kGeometry, std::string
   contents.ladder = StandardLadder(geometry);
   Profile mixed = UniformProfile("z2.5", 2, geometry.n_layers, geometry.head_dim);
   mixed.recent_tokens = 64;
-  mixed.layers[1].v.runs = {{1, geometry.head_dim}};
+  mixed.layers[1].v.runs = {{1, geometry.head_dim, KvScaleKind::kShared}};
+  mixed.layers[1].mass = {0.1F, -2.5F, 1e-7F, 1000.0F};  // two KV heads, a constant and one K run each
   mixed.cost = MeasuredCost(31.57, 0.3, 0.0035, 0.95);
   contents.ladder.push_back(mixed);
   contents.ladder[2].cost = MeasuredCost(31.57, -0.05, 0.0018, std::nullopt);  // q4
@@ -161,6 +163,11 @@ TEST(Plan, IdentityCoversWhatDecidesBytesAndNothingElse) {
   EXPECT_NE(id_after([](PlanContents& c) { c.ladder[5].recent_tokens = 65; }), id);
   EXPECT_NE(id_after([](PlanContents& c) { c.ladder[5].sink_tokens = 0; }), id);
   EXPECT_NE(id_after([](PlanContents& c) { c.ladder[5].layers[0].k.runs[0].bits = 3; }), id);
+  EXPECT_NE(id_after([](PlanContents& c) { c.ladder[5].layers[0].k.runs[0].scale = KvScaleKind::kShared; }), id);
+  EXPECT_NE(id_after([&](PlanContents& c) { next(c.ladder[5].layers[1].mass[2]); }), id);
+  EXPECT_NE(id_after([](PlanContents& c) { c.ladder[5].layers[1].mass.clear(); }), id);
+  EXPECT_NE(id_after([](PlanContents& c) { c.ladder[3].layers[0].mass = {1, 2, 3, 4}; }), id);
+  EXPECT_NE(id_after([](PlanContents& c) { c.ladder[5].young = {{1, c.ladder[5].layers}}; }), id);
   EXPECT_NE(id_after([](PlanContents& c) { c.ladder[5].name = "z2.6"; }), id);
   EXPECT_NE(id_after([](PlanContents& c) { c.ladder.pop_back(); }), id);
   EXPECT_NE(id_after([](PlanContents& c) { c.model_fingerprint = "beef"; }), id);
@@ -185,6 +192,8 @@ TEST(Plan, CreateRefusesWhatIsInconsistent) {
   expect_refused([](PlanContents& c) { c.layers[0].n[300] += 0.5F; }, "KV head 1: the two maps are not dual");
   expect_refused([](PlanContents& c) { c.ladder.erase(c.ladder.begin()); }, "standard profile bf16");
   expect_refused([](PlanContents& c) { c.ladder[3].layers[0].k.runs[0].bits = 4; }, "q3 is not of the uniform width");
+  expect_refused([](PlanContents& c) { c.ladder[3].layers[0].k.runs[0].scale = KvScaleKind::kShared; }, "q3 is not of");
+  expect_refused([](PlanContents& c) { c.ladder[5].layers[1].mass[3] = std::nanf(""); }, "profile z2.5: layer 1: mass");
   expect_refused([](PlanContents& c) { c.ladder.push_back(c.ladder[5]); }, "two profiles are named z2.5");
   expect_refused([](PlanContents& c) { c.ladder[5].layers[1].k.runs[0].width = 32; }, "profile z2.5: layer 1 K");
   expect_refused([](PlanContents& c) { c.ladder[5].cost.kl = std::nan(""); }, "profile z2.5: cost: kl");
@@ -257,7 +266,7 @@ class ForgedPlan {
 
   TensorMap tensors;
   json text;
-  std::string version = "1";
+  std::string version = "2";
   bool extra_metadata = false;
 
  private:
@@ -274,7 +283,7 @@ TEST(Plan, RefusesForgedFieldsByName) {
     EXPECT_NE(status.message().find(cause), std::string::npos) << status.ToString();
     EXPECT_NE(status.message().find("forged.plan"), std::string::npos) << status.ToString();
   };
-  expect_refused([](ForgedPlan& p) { p.version = std::string("2"); }, "version 1");
+  expect_refused([](ForgedPlan& p) { p.version = std::string("1"); }, "version 2");
   expect_refused([](ForgedPlan& p) { p.extra_metadata = true; }, "metadata must be");
   expect_refused([](ForgedPlan& p) { p.text = json::array(); }, "plan is not an object");
   expect_refused([](ForgedPlan& p) { p.text["plan_id"] = std::string(32, '0'); }, "plan_id");
@@ -295,6 +304,32 @@ TEST(Plan, RefusesForgedFieldsByName) {
   expect_refused([](ForgedPlan& p) { p.text["ladder"][5]["layers"][1]["k"][0] = {2}; }, "ladder[5].layers[1].k");
   expect_refused([](ForgedPlan& p) { p.text["ladder"][5]["layers"][1]["k"][0][0] = -1; }, "ladder[5].layers[1].k");
   expect_refused([](ForgedPlan& p) { p.text["ladder"][5]["layers"][1]["k"][0][1] = 4294967312; }, "layers[1].k");
+  const auto young = [](ForgedPlan& p) -> json& { return p.text["ladder"][5]["young"]; };
+  expect_refused([](ForgedPlan& p) { p.text["ladder"][5].erase("young"); }, "ladder[5].young is missing");
+  expect_refused([&](ForgedPlan& p) { young(p) = {1}; }, "ladder[5].young[0] is not an object");
+  expect_refused([&](ForgedPlan& p) { young(p) = {{{"n_blocks", 1}}}; }, "ladder[5].young[0].layers is missing");
+  expect_refused([&](ForgedPlan& p) { young(p) = {{{"n_blocks", 1}, {"layers", json::array()}}}; }, "0 layers");
+  expect_refused(
+      [&](ForgedPlan& p) {
+        young(p) = {{{"n_blocks", 0}, {"layers", p.text["ladder"][5]["layers"]}}};
+      },
+      "n_blocks 0");
+  expect_refused(
+      [&](ForgedPlan& p) {
+        p.text["ladder"][2]["young"] = {{{"n_blocks", 1}, {"layers", p.text["ladder"][2]["layers"]}}};
+      },
+      "not of the uniform width");
+  const auto& mass = [](ForgedPlan& p) -> json& { return p.text["ladder"][5]["layers"][1]["mass"]; };
+  expect_refused([](ForgedPlan& p) { p.text["ladder"][5]["layers"][1]["v"][0][2] = 0; }, "layers[1].v holds");
+  expect_refused([](ForgedPlan& p) { p.text["ladder"][5]["layers"][1]["v"][0][2] = 2; }, "layers[1].v holds");
+  expect_refused([](ForgedPlan& p) { p.text["ladder"][5]["layers"][1]["v"][0][2] = 1.0; }, "layers[1].v holds");
+  expect_refused([](ForgedPlan& p) { p.text["ladder"][5]["layers"][0].erase("mass"); }, "layers[0].mass is missing");
+  expect_refused([&](ForgedPlan& p) { mass(p) = 1; }, "layers[1].mass is neither");
+  expect_refused([&](ForgedPlan& p) { mass(p) = json::array(); }, "layers[1].mass is neither");
+  expect_refused([&](ForgedPlan& p) { mass(p)[0].push_back(1); }, "layers[1].mass is neither");
+  expect_refused([&](ForgedPlan& p) { mass(p)[0][1] = "1"; }, "layers[1].mass is neither");
+  expect_refused([&](ForgedPlan& p) { mass(p)[1][1] = 1e300; }, "layers[1].mass is neither");
+  expect_refused([&](ForgedPlan& p) { mass(p).push_back({0, 0}); }, "mass has 6 numbers, not 4");
   expect_refused([](ForgedPlan& p) { p.text["ladder"][5]["layers"][1]["v"] = json::array(); }, "layer 1 V: 0 runs");
   expect_refused([](ForgedPlan& p) { p.text["ladder"][5]["measured"]["kl"] = -1; }, "kl");
   expect_refused([](ForgedPlan& p) { p.text["ladder"][5]["measured"]["recall"] = "1"; }, "measured.recall");
@@ -328,12 +363,17 @@ TEST(Plan, MatchesTheGoldenFile) {
   contents.ppl_base = 31.5;
   contents.ladder = StandardLadder(contents.geometry);
   contents.ladder[2].cost = MeasuredCost(31.5, -0.25, 0.0625, 0.5);
+  Profile shared = UniformProfile("z2", 2, 1, 16);
+  shared.layers[0] = {{{{2, 16, KvScaleKind::kShared}}}, {{{1, 16, KvScaleKind::kShared}}}, {0.125F, -3.0F}};
+  shared.recent_tokens = 0;
+  shared.young = {{2, UniformProfile("", 8, 1, 16).layers}};
+  contents.ladder.push_back(shared);
   const Plan plan = Plan::Create(contents).value();
   const std::string path = TempPath("golden.plan");
   ASSERT_TRUE(plan.Save(path).ok());
   EXPECT_EQ(ReadAll(path), ReadAll("tests/fuzz/corpus/plan_fuzz/golden.plan"));
   std::filesystem::remove(path);
-  EXPECT_EQ(plan.plan_id(), "c87d8c31d9ab52e4b7dbb24f4e648614");
+  EXPECT_EQ(plan.plan_id(), "385b18196f378f46042fee6b949bbb6a");
 }
 
 TEST(Plan, RefusesHostileText) {

@@ -14,6 +14,7 @@ namespace {
 
 using kernels::KvBlockLayout;
 using kernels::KvRun;
+using kernels::KvScaleKind;
 using kernels::KvSideLayout;
 
 // Far above any model in use; they bound what a hostile plan can ask for.
@@ -21,12 +22,13 @@ constexpr int kMaxLayers = 1024;
 constexpr int kMaxHeads = 1024;
 constexpr int kMaxHidden = 1 << 20;
 constexpr int kMaxRecentTokens = 1 << 20;
+constexpr int kMaxYoungBlocks = 1 << 14;  // of one tier
 constexpr std::size_t kMaxNameLength = 64;
 
 constexpr int kRunGranule = 16;
 
 // Bump when the meaning of a layout changes without any of its numbers changing.
-constexpr int kLayoutHashVersion = 1;
+constexpr int kLayoutHashVersion = 3;
 
 Status CheckRange(const char* what, int value, int low, int high) {
   if (value >= low && value <= high) return OkStatus();
@@ -53,6 +55,10 @@ Status ValidateShape(const TierShape& shape, int head_dim) {
     if (!kernels::IsValidBits(run.bits) || run.bits > 16) {
       return InvalidArgument("a run of " + std::to_string(run.bits) + " bits");
     }
+    if (run.scale != KvScaleKind::kAffine && (run.scale != KvScaleKind::kShared || !kernels::IsQuantised(run.bits))) {
+      return InvalidArgument("scale kind " + std::to_string(static_cast<int>(run.scale)) + " for a run of " +
+                             std::to_string(run.bits) + " bits");
+    }
     if (run.width <= 0 || run.width > head_dim || run.width % kRunGranule != 0) {
       return InvalidArgument("a run of width " + std::to_string(run.width) + ", not a multiple of 16 up to head_dim " +
                              std::to_string(head_dim));
@@ -61,6 +67,26 @@ Status ValidateShape(const TierShape& shape, int head_dim) {
   }
   if (width_sum != head_dim) {
     return InvalidArgument("widths sum to " + std::to_string(width_sum) + ", head_dim is " + std::to_string(head_dim));
+  }
+  return OkStatus();
+}
+
+// After the K shape has been validated.
+Status ValidateMass(const KvShape& shape, int n_kv_heads) {
+  if (shape.mass.empty()) return OkStatus();
+  const std::size_t per_head = 1 + shape.k.runs.size();
+  const std::size_t expected = static_cast<std::size_t>(n_kv_heads) * per_head;
+  if (shape.mass.size() != expected) {
+    return InvalidArgument("mass has " + std::to_string(shape.mass.size()) + " numbers, not " +
+                           std::to_string(expected));
+  }
+  for (std::size_t i = 0; i < expected; ++i) {
+    if (!(std::abs(shape.mass[i]) <= kMaxMass))
+      return InvalidArgument("mass holds a number that is not in -1000..1000");
+    const std::size_t column = i % per_head;
+    if (column > 0 && shape.mass[i] != 0 && !kernels::IsQuantised(shape.k.runs[column - 1].bits)) {
+      return InvalidArgument("mass has a coefficient for K run " + std::to_string(column - 1) + ", which has no scale");
+    }
   }
   return OkStatus();
 }
@@ -84,9 +110,11 @@ void HashSide(const KvSideLayout& side, CanonicalHash& out) {
   for (int r = 0; r < side.n_runs; ++r) {
     out.Int(side.runs[r].bits);
     out.Int(side.runs[r].width);
+    out.Int(static_cast<int>(side.runs[r].scale));
     out.Int(side.first_coord[r]);
     out.Int(side.codes_offset[r]);
     out.Int(side.meta_offset[r]);
+    out.Int(side.base_offset[r]);
   }
 }
 
@@ -110,9 +138,44 @@ std::uint64_t HashLayouts(const ProfileLayouts& layouts, const Profile& profile,
   hash.Int(profile.recent_tokens);
   HashLayout(layouts.exact, hash);
   HashLayout(layouts.sink, hash);
-  hash.Int(static_cast<std::int64_t>(layouts.packed.size()));
-  for (const KvBlockLayout& layout : layouts.packed) HashLayout(layout, hash);
+  hash.Int(static_cast<std::int64_t>(layouts.tiers.size()));
+  for (const YoungTier& tier : profile.young) hash.Int(tier.n_blocks);
+  for (const auto& tier : layouts.tiers) {
+    for (const KvBlockLayout& layout : tier) HashLayout(layout, hash);
+  }
   return hash.Low64();
+}
+
+Status ValidateLayers(const std::vector<KvShape>& layers, const ModelGeometry& geometry) {
+  if (layers.size() != static_cast<std::size_t>(geometry.n_layers)) {
+    return InvalidArgument("shapes for " + std::to_string(layers.size()) + " layers, the model has " +
+                           std::to_string(geometry.n_layers));
+  }
+  for (std::size_t l = 0; l < layers.size(); ++l) {
+    const std::string layer = "layer " + std::to_string(l);
+    ZEROC_RETURN_IF_ERROR(ValidateShape(layers[l].k, geometry.head_dim).WithContext(layer + " K"));
+    ZEROC_RETURN_IF_ERROR(ValidateShape(layers[l].v, geometry.head_dim).WithContext(layer + " V"));
+    ZEROC_RETURN_IF_ERROR(ValidateMass(layers[l], geometry.n_kv_heads).WithContext(layer));
+    if (KeepsNothing(layers[l].k) && KeepsNothing(layers[l].v)) {
+      return InvalidArgument(layer + ": every coordinate is dropped, so a block would hold no bytes");
+    }
+  }
+  return OkStatus();
+}
+
+Status ValidateYoung(const Profile& profile, const ModelGeometry& geometry) {
+  if (profile.young.empty()) return OkStatus();
+  if (!profile.packs()) return InvalidArgument("young tiers, but nothing is packed");
+  if (profile.young.size() > static_cast<std::size_t>(kMaxYoungTiers)) {
+    return InvalidArgument(std::to_string(profile.young.size()) + " young tiers, at most " +
+                           std::to_string(kMaxYoungTiers) + " are possible");
+  }
+  for (std::size_t i = 0; i < profile.young.size(); ++i) {
+    const std::string tier = "young tier " + std::to_string(i);
+    ZEROC_RETURN_IF_ERROR(CheckRange("n_blocks", profile.young[i].n_blocks, 1, kMaxYoungBlocks).WithContext(tier));
+    ZEROC_RETURN_IF_ERROR(ValidateLayers(profile.young[i].layers, geometry).WithContext(tier));
+  }
+  return OkStatus();
 }
 
 std::int64_t Elements(const ModelGeometry& geometry) {
@@ -147,11 +210,6 @@ Status ValidateGeometry(const ModelGeometry& geometry) {
   return OkStatus();
 }
 
-bool operator==(const TierShape& x, const TierShape& y) {
-  return std::equal(x.runs.begin(), x.runs.end(), y.runs.begin(), y.runs.end(),
-                    [](const KvRun& a, const KvRun& b) { return a.bits == b.bits && a.width == b.width; });
-}
-
 ProfileCost MeasuredCost(double ppl_base, double increase_direct, double kl, std::optional<double> recall) {
   ProfileCost cost;
   cost.measured = true;
@@ -171,19 +229,8 @@ Status ValidateProfile(const Profile& profile, const ModelGeometry& geometry) {
     return InvalidArgument(context + ": sink_tokens " + std::to_string(profile.sink_tokens) + " is neither 0 nor 16");
   }
   ZEROC_RETURN_IF_ERROR(CheckRange("recent_tokens", profile.recent_tokens, 0, kMaxRecentTokens).WithContext(context));
-  if (profile.packs() && profile.layers.size() != static_cast<std::size_t>(geometry.n_layers)) {
-    return InvalidArgument(context + ": shapes for " + std::to_string(profile.layers.size()) +
-                           " layers, the model has " + std::to_string(geometry.n_layers));
-  }
-  for (std::size_t l = 0; l < profile.layers.size(); ++l) {
-    const std::string layer = context + ": layer " + std::to_string(l);
-    ZEROC_RETURN_IF_ERROR(ValidateShape(profile.layers[l].k, geometry.head_dim).WithContext(layer + " K"));
-    ZEROC_RETURN_IF_ERROR(ValidateShape(profile.layers[l].v, geometry.head_dim).WithContext(layer + " V"));
-    if (KeepsNothing(profile.layers[l].k) && KeepsNothing(profile.layers[l].v)) {
-      return InvalidArgument(layer + ": every coordinate is dropped, so a block would hold no bytes");
-    }
-  }
-  return OkStatus();
+  if (profile.packs()) ZEROC_RETURN_IF_ERROR(ValidateLayers(profile.layers, geometry).WithContext(context));
+  return ValidateYoung(profile, geometry).WithContext(context);
 }
 
 Profile UniformProfile(std::string name, int bits, int n_layers, int head_dim) {
@@ -213,17 +260,30 @@ int PackedBlocksAt(int query_pos, int recent_tokens) {
   return behind > 0 ? behind / kernels::kBlockTokens : 0;
 }
 
+int BlocksFromTier(const Profile& profile, int tier, int query_pos) {
+  int n_younger = 0;
+  for (int i = 0; i < tier; ++i) n_younger += profile.young[static_cast<std::size_t>(i)].n_blocks;
+  return std::max(0, PackedBlocksAt(query_pos, profile.recent_tokens) - n_younger);
+}
+
 KvBytes KvBytesHeld(const Profile& profile, const ModelGeometry& geometry, int context) {
   ZEROC_CHECK(context >= 0, context);
   const Result<ProfileLayouts> made = ProfileLayouts::Make(profile, geometry);
   ZEROC_CHECK(made.ok(), made.status().ToString());
   const ProfileLayouts& layouts = *made;
 
-  const int n_packed = profile.packs() ? PackedBlocksAt(context, profile.recent_tokens) : 0;
+  const int n_packed = profile.packs() ? BlocksFromTier(profile, 0, context) : 0;
   const int n_left = context - n_packed * kernels::kBlockTokens;
   const std::int64_t n_exact = (n_left + kernels::kBlockTokens - 1) / kernels::kBlockTokens;
   KvBytes bytes;
-  for (const KvBlockLayout& layout : layouts.packed) bytes.packed += std::int64_t{n_packed} * layout.block_bytes;
+  const auto n_tiers = static_cast<int>(layouts.tiers.size());
+  for (int tier = 0; tier < n_tiers; ++tier) {
+    const int n_older = tier + 1 < n_tiers ? BlocksFromTier(profile, tier + 1, context) : 0;
+    const std::int64_t n_blocks = BlocksFromTier(profile, tier, context) - n_older;
+    for (const KvBlockLayout& layout : layouts.tiers[static_cast<std::size_t>(tier)]) {
+      bytes.packed += n_blocks * layout.block_bytes;
+    }
+  }
   bytes.exact = n_exact * layouts.exact.block_bytes * geometry.n_layers;
   if (n_packed > 0 && layouts.has_sink) bytes.sink = std::int64_t{layouts.sink.block_bytes} * geometry.n_layers;
   bytes.raw = Elements(geometry) * context * 2;
@@ -250,9 +310,14 @@ Result<ProfileLayouts> ProfileLayouts::Make(const Profile& profile, const ModelG
   layouts.exact = MakeLayout(geometry, kernels::kBlockTokens, whole, whole, /*rotate_v=*/false);
   layouts.sink = MakeLayout(geometry, kernels::kSinkTokens, whole, whole, /*rotate_v=*/false);
   layouts.has_sink = profile.packs() && profile.sink_tokens > 0;
-  for (const KvShape& shape : profile.layers) {
-    layouts.packed.push_back(MakeLayout(geometry, kernels::kBlockTokens, shape.k, shape.v, /*rotate_v=*/true));
-  }
+  const auto add_tier = [&](const std::vector<KvShape>& layers) {
+    auto& tier = layouts.tiers.emplace_back();
+    for (const KvShape& shape : layers) {
+      tier.push_back(MakeLayout(geometry, kernels::kBlockTokens, shape.k, shape.v, /*rotate_v=*/true));
+    }
+  };
+  for (const YoungTier& tier : profile.young) add_tier(tier.layers);
+  if (profile.packs()) add_tier(profile.layers);
   layouts.layout_hash = HashLayouts(layouts, profile, geometry.n_layers);
   return layouts;
 }

@@ -38,13 +38,19 @@ Status ValidateGeometry(const ModelGeometry& geometry);
 // head_dim. Bits of a packed run: 16, 8, 4, 3, 2, 1 or 0 (dropped).
 struct TierShape {
   std::vector<kernels::KvRun> runs;
+  bool operator==(const TierShape&) const = default;
 };
-bool operator==(const TierShape& x, const TierShape& y);
 
 struct KvShape {
   TierShape k, v;
+  // Mass correction of the packed tokens' scores, [n_kv_heads][1 + K runs] row-major; empty: none. The score of token t
+  // becomes score + mass[0] + sum over K runs r of mass[1 + r] * half_r(t)^2, half_r as in kernels/kv_block.h. A run
+  // without scale (16 or 0 bits) has coefficient 0.
+  std::vector<float> mass;
   bool operator==(const KvShape&) const = default;
 };
+
+inline constexpr float kMaxMass = 1e3f;  // bound of every number in KvShape::mass
 
 // What a profile costs. Bytes count everything held at the end of a kCostContext-token window: packed codes and scales,
 // exact blocks, the sink block, padding. The increases are decode-scored perplexity minus the uncompressed model's.
@@ -66,11 +72,23 @@ inline constexpr int kCostContext = 4096;  // tokens
 // perplexity minus ppl_base. A KL below zero, which only rounding can give, counts as zero.
 ProfileCost MeasuredCost(double ppl_base, double increase_direct, double kl, std::optional<double> recall);
 
+// Packed blocks that have not yet reached the profile's final shapes: a query attends to near keys more than to far
+// ones, so the youngest blocks earn more bits (docs/results/token_axis.md). A block passes the tiers in order, each
+// packed from the one before.
+struct YoungTier {
+  int n_blocks = 0;             // 64-token blocks in it, at least 1
+  std::vector<KvShape> layers;  // [n_layers]
+  bool operator==(const YoungTier&) const = default;
+};
+
+inline constexpr int kMaxYoungTiers = 3;
+
 struct Profile {
   std::string name;
   int sink_tokens = kernels::kSinkTokens;  // first tokens kept exact once blocks are packed: 0 or 16 (one sink block)
   int recent_tokens = 128;                 // last tokens kept exact
-  std::vector<KvShape> layers;             // [n_layers]; empty: nothing is ever packed (bf16)
+  std::vector<YoungTier> young;            // behind the exact window, youngest first; empty unless packs()
+  std::vector<KvShape> layers;             // [n_layers], all older blocks; empty: nothing is ever packed (bf16)
   ProfileCost cost;
 
   bool packs() const { return !layers.empty(); }
@@ -100,6 +118,10 @@ struct KvBytes {
   std::int64_t held() const { return packed + exact + sink; }
 };
 
+// Logical blocks, from the start, that the query at query_pos sees in tier `tier` (0 the youngest, young.size() the one
+// of `layers`) or an older one. BlocksFromTier(profile, 0, t) is PackedBlocksAt(t, recent_tokens).
+int BlocksFromTier(const Profile& profile, int tier, int query_pos);
+
 // context >= 0. The profile has passed ValidateProfile.
 KvBytes KvBytesHeld(const Profile& profile, const ModelGeometry& geometry, int context);
 
@@ -110,10 +132,11 @@ double BitsPerElement(const Profile& profile, const ModelGeometry& geometry, int
 // The byte layouts of one profile on one model. exact_bits is 16 (everywhere) or 32 (the reference engine in memory;
 // never on the wire).
 struct ProfileLayouts {
-  std::vector<kernels::KvBlockLayout> packed;  // [n_layers], 64 tokens, V rotated; empty when nothing is packed
-  kernels::KvBlockLayout exact;                // 64 tokens, one run of exact_bits
-  kernels::KvBlockLayout sink;                 // 16 tokens, one run of exact_bits
-  bool has_sink = false;                       // the profile keeps a sink block
+  // [tier][n_layers], youngest tier first, 64 tokens, V rotated; empty when nothing is packed.
+  std::vector<std::vector<kernels::KvBlockLayout>> tiers;
+  kernels::KvBlockLayout exact;  // 64 tokens, one run of exact_bits
+  kernels::KvBlockLayout sink;   // 16 tokens, one run of exact_bits
+  bool has_sink = false;         // the profile keeps a sink block
   // XXH3 over every field of every layout and the windows: both ends of a hand-off must hold the same number.
   std::uint64_t layout_hash = 0;
 

@@ -11,6 +11,7 @@ namespace zeroc {
 namespace {
 
 using kernels::KvRun;
+using kernels::KvScaleKind;
 
 // models/zeroc-demo.
 constexpr ModelGeometry kDemo = {.n_layers = 4, .n_heads = 6, .n_kv_heads = 2, .head_dim = 64, .hidden = 384};
@@ -29,9 +30,10 @@ TEST(UniformProfile, ThreeBitsOfTheDemoModelAreThreeAndAQuarterWithScales) {
   const Profile q3 = UniformProfile("q3", 3, kDemo.n_layers, kDemo.head_dim);
   const Result<ProfileLayouts> layouts = ProfileLayouts::Make(q3, kDemo);
   ASSERT_TRUE(layouts.ok()) << layouts.status().ToString();
-  ASSERT_EQ(layouts->packed.size(), 4U);
+  ASSERT_EQ(layouts->tiers.size(), 1U);
+  ASSERT_EQ(layouts->tiers[0].size(), 4U);
   const double elements = 2.0 * 2 * 64 * 64;  // sides, heads, coordinates, tokens
-  for (const kernels::KvBlockLayout& layout : layouts->packed) {
+  for (const kernels::KvBlockLayout& layout : layouts->tiers[0]) {
     EXPECT_DOUBLE_EQ(layout.block_bytes * 8 / elements, 3.25);
     EXPECT_TRUE(layout.rotate_v);
   }
@@ -66,6 +68,60 @@ TEST(KvBytes, MatchHandComputedNumbers) {
   Profile no_sink = q3;
   no_sink.sink_tokens = 0;
   EXPECT_EQ(KvBytesHeld(no_sink, kDemo, 4096).sink, 0);
+}
+
+TEST(KvBytes, SharedScalesTakeHalfAByte) {
+  // Per head: 64 * (16 * 4 + 48 * 2 + 64 * 1) / 8 bytes of codes, 3 runs * (32 bytes of nibbles + 1).
+  Profile shared = UniformProfile("z", 2, 4, 64);
+  for (KvShape& shape : shared.layers) {
+    shape.k.runs = {{4, 16, KvScaleKind::kShared}, {2, 48, KvScaleKind::kShared}};
+    shape.v.runs = {{1, 64, KvScaleKind::kShared}};
+  }
+  const int head_bytes = 1792 + 3 * 33;
+  const int block_bytes = (2 * head_bytes + 15) / 16 * 16;
+  EXPECT_EQ(KvBytesHeld(shared, kDemo, 4096).packed, 4 * 62 * block_bytes);
+  EXPECT_LT(block_bytes, 2 * head_bytes + 16);
+}
+
+TEST(KvBytes, YoungTiersHoldTheBlocksBehindTheWindow) {
+  Profile aged = UniformProfile("aged", 1, 4, 64);
+  aged.recent_tokens = 0;
+  aged.young = {{1, UniformProfile("", 8, 4, 64).layers}, {3, UniformProfile("", 4, 4, 64).layers}};
+  // Of 64 blocks one has 8 bits, three have 4, the rest 1; two bytes of scale per token, side and head.
+  const auto block = [](int bits) { return std::int64_t{64} * (64 * bits / 8 + 2) * 4; };
+  EXPECT_EQ(KvBytesHeld(aged, kDemo, 4096).packed, 4 * (block(8) + 3 * block(4) + 60 * block(1)));
+  EXPECT_EQ(KvBytesHeld(aged, kDemo, 4096).exact, 0);
+  EXPECT_EQ(KvBytesHeld(aged, kDemo, 128).packed, 4 * (block(8) + block(4)));
+  EXPECT_EQ(BlocksFromTier(aged, 0, 4096), 64);
+  EXPECT_EQ(BlocksFromTier(aged, 1, 4096), 63);
+  EXPECT_EQ(BlocksFromTier(aged, 2, 4096), 60);
+  EXPECT_EQ(BlocksFromTier(aged, 2, 200), 0);
+  const ProfileLayouts layouts = ProfileLayouts::Make(aged, kDemo).value();
+  ASSERT_EQ(layouts.tiers.size(), 3U);
+  EXPECT_EQ(layouts.tiers[1][0].k.runs[0].bits, 4);
+  Profile other = aged;
+  other.young[0].n_blocks = 2;
+  EXPECT_NE(ProfileLayouts::Make(other, kDemo)->layout_hash, layouts.layout_hash);
+}
+
+TEST(ValidateProfile, NamesTheYoungTierThatIsWrong) {
+  const auto message = [](const Profile& profile) { return std::string(ValidateProfile(profile, kDemo).message()); };
+  Profile profile = UniformProfile("aged", 1, 4, 64);
+  const YoungTier good{2, UniformProfile("", 8, 4, 64).layers};
+  profile.young = {good, good};
+  EXPECT_TRUE(ValidateProfile(profile, kDemo).ok());
+  profile.young[1].n_blocks = 0;
+  EXPECT_NE(message(profile).find("young tier 1: n_blocks"), std::string::npos) << message(profile);
+  profile.young[1] = {1, {}};
+  EXPECT_NE(message(profile).find("young tier 1: shapes for 0 layers"), std::string::npos) << message(profile);
+  profile.young[1] = good;
+  profile.young[1].layers[2].v.runs[0].width = 48;
+  EXPECT_NE(message(profile).find("young tier 1: layer 2 V"), std::string::npos) << message(profile);
+  profile.young.assign(4, good);
+  EXPECT_NE(message(profile).find("at most 3"), std::string::npos) << message(profile);
+  Profile exact = UniformProfile("bf16", 16, 4, 64);
+  exact.young = {good};
+  EXPECT_NE(message(exact).find("nothing is packed"), std::string::npos) << message(exact);
 }
 
 TEST(KvBytes, MixedTiersAndUncompressed) {
@@ -119,6 +175,12 @@ TEST(ProfileLayouts, HashTellsLayoutsApartAndNothingElse) {
   Profile swapped = one_layer;
   swapped.layers[2].v.runs = {{3, 48}, {4, 16}};
   EXPECT_NE(hash_of(swapped), hash_of(one_layer));
+  Profile shared = q3;
+  shared.layers[2].v.runs = {{3, 64, KvScaleKind::kShared}};
+  EXPECT_NE(hash_of(shared), hash_of(q3));
+  Profile corrected = q3;
+  corrected.layers[2].mass = {1, 2, 3, 4};
+  EXPECT_EQ(hash_of(corrected), hash_of(q3));  // no byte of a block depends on it; plan_id covers it
   EXPECT_NE(hash_of(q3, kDemo, 32), hash_of(q3));
   ModelGeometry more_heads = kDemo;
   more_heads.n_kv_heads = 6;
@@ -151,6 +213,18 @@ TEST(ValidateProfile, NamesWhatIsWrong) {
   expect_refused([](Profile& p) { p.layers[1].v.runs.assign(7, KvRun{2, 16}); }, "layer 1 V: 7 runs");
   expect_refused([](Profile& p) { p.layers[0].k.runs = {{5, 64}}; }, "5 bits");
   expect_refused([](Profile& p) { p.layers[0].k.runs = {{32, 64}}; }, "32 bits");
+  expect_refused([](Profile& p) { p.layers[0].k.runs = {{16, 64, KvScaleKind::kShared}}; }, "scale kind 1");
+  expect_refused([](Profile& p) { p.layers[0].k.runs = {{3, 16}, {0, 48, KvScaleKind::kShared}}; }, "scale kind 1");
+  expect_refused([](Profile& p) { p.layers[0].v.runs[0].scale = static_cast<KvScaleKind>(2); }, "scale kind 2");
+  expect_refused([](Profile& p) { p.layers[2].mass = {1, 2, 3}; }, "layer 2: mass has 3 numbers, not 4");
+  expect_refused([](Profile& p) { p.layers[2].mass = {1, 2, 3, 1001}; }, "layer 2: mass holds");
+  expect_refused([](Profile& p) { p.layers[2].mass = {1, 2, 3, NAN}; }, "layer 2: mass holds");
+  expect_refused(
+      [](Profile& p) {
+        p.layers[2].k.runs = {{3, 48}, {0, 16}};
+        p.layers[2].mass = {1, 2, 0, 3, 4, 5};
+      },
+      "K run 1, which has no scale");
   expect_refused([](Profile& p) { p.layers[0].k.runs = {{3, 48}}; }, "sum to 48");
   expect_refused([](Profile& p) { p.layers[0].k.runs = {{3, 64}, {3, 16}}; }, "sum to 80");
   expect_refused([](Profile& p) { p.layers[0].k.runs = {{3, 40}, {3, 24}}; }, "width 40");

@@ -1,8 +1,15 @@
 #include "libzeroc/engine/calibration.h"
 
 #include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <iterator>
+#include <optional>
 #include <string>
+#include <utility>
 
+#include "libzeroc/compression/canonical.h"
+#include "libzeroc/engine/calibration_log.h"
 #include "libzeroc/kv/owned_pool.h"
 
 namespace zeroc {
@@ -54,8 +61,9 @@ Status GatherMoments(LlamaModel& model, std::span<const Window> windows, std::in
     ZEROC_ASSIGN_OR_RETURN(const auto cache, SequenceKv::Create(pool->pool(), format, context, kChunk));
     for (int first = 0; first < context; first += kChunk) {
       const int n = std::min(kChunk, context - first);
-      const ForwardSequence sequence{
-          cache.get(), std::span(input).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(n)), 0};
+      ForwardSequence sequence;
+      sequence.kv = cache.get();
+      sequence.tokens = std::span(input).subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(n));
       ZEROC_RETURN_IF_ERROR(model.Forward({&sequence, 1}, nullptr, &observer));
     }
     if (progress != nullptr && !progress("moments", static_cast<double>(w + 1) / static_cast<double>(windows.size()))) {
@@ -85,9 +93,286 @@ CalibrationText Record(const CalibrationSource& source) {
   return {source.name, source.hash, static_cast<std::int64_t>(source.tokens.size())};
 }
 
+// Part of a stage's progress bar.
 ProgressFn Stage(const CalibrationProgress& progress, const char* name, double begin, double end) {
   if (progress == nullptr) return nullptr;
   return [&progress, name, begin, end](double done) { return progress(name, begin + (end - begin) * done); };
+}
+
+// Everything that the figures depend on.
+std::string InputKey(const Checkpoint& checkpoint, const kernels::Ops& ops, std::span<const CalibrationSource> texts,
+                     const CalibrationSource& heldout, std::span<const RecallCase> recall_cases,
+                     const CalibrationOptions& options) {
+  CanonicalHash hash;
+  hash.Text("zeroc-calibration-inputs");
+  hash.Text(checkpoint.fingerprint());
+  hash.Text(ops.name);
+  hash.Text(ops.isa());
+  for (const CalibrationSource& text : texts) hash.Text(text.hash);
+  hash.Text(heldout.hash);
+  for (const RecallCase& item : recall_cases) {
+    for (const std::vector<std::int32_t>* ids : {&item.prompt, &item.answer}) {
+      hash.Int(static_cast<std::int64_t>(ids->size()));
+      for (const std::int32_t id : *ids) hash.Int(id);
+    }
+  }
+  const LadderOptions& ladder = options.ladder;
+  for (const int value :
+       {options.context, options.max_windows, options.probe_windows, options.score.context, options.score.stride,
+        options.score.max_windows, options.basis.min_samples_per_dim, static_cast<int>(options.basis.kind),
+        static_cast<int>(options.basis.undo_rotation), ladder.first_probes, ladder.second_probes,
+        ladder.shapes.runs_max, static_cast<int>(ladder.shapes.affine), static_cast<int>(ladder.shapes.shared),
+        static_cast<int>(ladder.layer_axis), static_cast<int>(ladder.mass)}) {
+    hash.Int(value);
+  }
+  hash.Int(static_cast<std::int64_t>(ladder.windows.size()));
+  for (const WindowChoice& window : ladder.windows) {
+    for (const int value : {window.recent_tokens, window.sink_tokens, static_cast<int>(window.young.size())}) {
+      hash.Int(value);
+    }
+    for (const YoungChoice& tier : window.young) {
+      for (const int value : {tier.blocks, tier.bits}) hash.Int(value);
+    }
+  }
+  for (const int sink_tokens : ladder.sinks) hash.Int(sink_tokens);
+  for (const double bits : ladder.rungs) hash.Text(std::to_string(bits));
+  for (const double value : {options.basis.damping, options.budget, options.budget_rel}) {
+    hash.Text(std::to_string(value));
+  }
+  return hash.Hex();
+}
+
+// Windows for probes, taken evenly over all texts, as one stream.
+WindowedText ProbeText(std::span<const CalibrationSource> texts, int context, int max_windows) {
+  WindowedText out;
+  const auto n = static_cast<std::size_t>(context - 1);
+  for (const Window& window : ChooseWindows(texts, n, max_windows)) {
+    const auto begin = window.source->tokens.begin() + static_cast<std::ptrdiff_t>(window.begin);
+    out.begins.push_back(static_cast<std::int64_t>(out.tokens.size()));
+    out.tokens.insert(out.tokens.end(), begin, begin + static_cast<std::ptrdiff_t>(n));
+  }
+  return out;
+}
+
+class Calibrator {
+ public:
+  Calibrator(std::shared_ptr<const Checkpoint> checkpoint, const kernels::Ops& ops, ThreadPool& threads,
+             std::span<const CalibrationSource> texts, const CalibrationSource& heldout,
+             std::span<const RecallCase> recall_cases, std::int32_t bos_id, const CalibrationOptions& options,
+             const CalibrationProgress& progress)
+      : checkpoint_(std::move(checkpoint)),
+        ops_(ops),
+        threads_(threads),
+        texts_(texts),
+        heldout_(heldout),
+        recall_cases_(recall_cases),
+        bos_id_(bos_id),
+        options_(options),
+        progress_(progress) {
+    options_.score.threads = &threads;
+  }
+
+  Result<Plan> Run();
+
+ private:
+  Status CheckInputs() const;
+  Status MakeMaps();
+  Status MakeLadder();
+  Result<Profile> MeetBudget(LadderBuilder& builder, LadderProbe& heldout, const char* name, double budget_rel,
+                             double done);
+  Status Measure();
+  Status MeasureRecall(std::size_t profile_idx, const ScoredMethod& method);
+  Status Show(const char* stage, double done) const {
+    if (progress_ == nullptr || progress_(stage, done)) return OkStatus();
+    return Cancelled("calibration was stopped");
+  }
+  std::string MapsPath() const { return options_.partial_path.empty() ? "" : options_.partial_path + ".maps"; }
+
+  std::shared_ptr<const Checkpoint> checkpoint_;
+  const kernels::Ops& ops_;
+  ThreadPool& threads_;
+  std::span<const CalibrationSource> texts_;
+  const CalibrationSource& heldout_;
+  std::span<const RecallCase> recall_cases_;
+  std::int32_t bos_id_;
+  CalibrationOptions options_;
+  const CalibrationProgress& progress_;
+
+  std::unique_ptr<CalibrationLog> log_;
+  std::unique_ptr<LlamaModel> plain_, folded_;
+  std::shared_ptr<const Plan> maps_;  // the plan without its ladder
+  std::vector<Profile> ladder_;
+};
+
+Status Calibrator::CheckInputs() const {
+  for (const int context : {options_.context, options_.score.context}) {
+    if (context >= 2 && context <= checkpoint_->config().max_positions) continue;
+    return InvalidArgument("a calibration context of " + std::to_string(context) + " is not in [2, " +
+                           std::to_string(checkpoint_->config().max_positions) + "]");
+  }
+  for (const int context : {options_.context, options_.score.context}) {
+    if (!ChooseWindows(texts_, static_cast<std::size_t>(context - 1), 1).empty()) continue;
+    return InvalidArgument("calibration text too short: no text holds a window of " + std::to_string(context) +
+                           " tokens");
+  }
+  if (static_cast<std::int64_t>(heldout_.tokens.size()) < options_.score.context - 1) {
+    return InvalidArgument("held-out text too short: it has " + std::to_string(heldout_.tokens.size()) +
+                           " tokens, one window of context " + std::to_string(options_.score.context) + " needs " +
+                           std::to_string(options_.score.context - 1));
+  }
+  return OkStatus();
+}
+
+// Moments and bases, or those of the calibration that was stopped.
+Status Calibrator::MakeMaps() {
+  if (const std::vector<double>* done = log_->Find("maps"); done != nullptr) {
+    Result<Plan> kept = Plan::Open(MapsPath(), *checkpoint_);
+    if (kept.ok()) {
+      maps_ = std::make_shared<const Plan>(std::move(kept).value());
+      return OkStatus();
+    }
+  }
+  PlanContents contents;
+  contents.model_fingerprint = checkpoint_->fingerprint();
+  contents.geometry = GeometryOf(checkpoint_->config());
+  const std::vector<Window> windows =
+      ChooseWindows(texts_, static_cast<std::size_t>(options_.context - 1), options_.max_windows);
+  MomentAccumulator moments(contents.geometry);
+  ZEROC_RETURN_IF_ERROR(GatherMoments(*plain_, windows, bos_id_, options_.context, moments, progress_));
+  ZEROC_RETURN_IF_ERROR(SolveMaps(*checkpoint_, moments, options_.basis, &contents, progress_));
+  for (const CalibrationSource& text : texts_) contents.calibration.texts.push_back(Record(text));
+  contents.calibration.heldout.push_back(Record(heldout_));
+  contents.calibration.context_tokens = options_.context;
+  contents.calibration.skip_tokens = moments.skip_tokens();
+  contents.calibration.n_windows = static_cast<std::int64_t>(windows.size());
+  contents.calibration.seed = options_.seed;
+  contents.calibration.damping = options_.basis.damping;
+  contents.ladder = StandardLadder(contents.geometry);
+  ZEROC_ASSIGN_OR_RETURN(Plan plan, Plan::Create(std::move(contents)));
+  maps_ = std::make_shared<const Plan>(std::move(plan));
+  if (options_.partial_path.empty()) return OkStatus();
+  ZEROC_RETURN_IF_ERROR(maps_->Save(MapsPath()));
+  return log_->Add("maps", {1});
+}
+
+// The smallest profile whose promise on the held-out text is within the relative budget, by bisection over the bytes.
+Result<Profile> Calibrator::MeetBudget(LadderBuilder& builder, LadderProbe& heldout, const char* name,
+                                       double budget_rel, double done) {
+  constexpr int kSteps = 7;  // the ladder's span over 2^7 is under one byte in a hundred
+  const double raw =
+      4.0 * static_cast<double>(maps_->geometry().n_layers) * maps_->geometry().n_kv_heads * maps_->geometry().head_dim;
+  double low = std::log(raw / 32), high = std::log(raw * 0.55);
+  std::optional<Profile> best;
+  for (int step = 0; step < kSteps; ++step) {
+    const double middle = (low + high) / 2;
+    ZEROC_ASSIGN_OR_RETURN(Profile profile, builder.Rung(std::exp(middle)));
+    ZEROC_ASSIGN_OR_RETURN(const std::vector<ProbeResult> result, heldout.Measure({&profile, 1}, nullptr));
+    const bool within = Promise(result[0]) <= budget_rel;
+    if (within) best = profile;
+    (within ? high : low) = middle;
+    ZEROC_RETURN_IF_ERROR(Show("budget", done + 0.5 * (step + 1) / kSteps));
+  }
+  if (!best) {
+    ZEROC_ASSIGN_OR_RETURN(best, builder.Rung(std::exp(high)));
+  }
+  best->name = name;
+  return *best;
+}
+
+Status Calibrator::MakeLadder() {
+  const LadderProbe::Models models{plain_.get(), folded_.get(), maps_};
+  LadderProbe probe(models, ProbeText(texts_, options_.score.context, options_.probe_windows), bos_id_, options_.score,
+                    "probe", *log_);
+  std::unique_ptr<MassTable> masses;
+  if (options_.ladder.mass) {
+    ZEROC_ASSIGN_OR_RETURN(masses, MassTable::Gather(*plain_, probe.text(), bos_id_, options_.score.context, {}));
+  }
+  LadderBuilder builder(*maps_, probe, masses.get(), options_.ladder, progress_);
+  ZEROC_RETURN_IF_ERROR(builder.ProbeSides());
+  ladder_ = StandardLadder(maps_->geometry());
+  ZEROC_ASSIGN_OR_RETURN(std::vector<Profile> rungs, builder.Rungs());
+  std::move(rungs.begin(), rungs.end(), std::back_inserter(ladder_));
+
+  WindowedText text{heldout_.tokens, SpreadWindows(static_cast<std::int64_t>(heldout_.tokens.size()), options_.score)};
+  LadderProbe heldout(models, std::move(text), bos_id_, options_.score, "heldout", *log_);
+  ZEROC_ASSIGN_OR_RETURN(const double ppl_base, heldout.BasePerplexity());
+  const std::pair<const char*, double> budgets[] = {{"abs", options_.budget / ppl_base}, {"rel", options_.budget_rel}};
+  double done = 0;
+  for (const auto& [name, budget_rel] : budgets) {
+    if (budget_rel <= 0) continue;
+    ZEROC_ASSIGN_OR_RETURN(Profile profile, MeetBudget(builder, heldout, name, budget_rel, done));
+    ladder_.push_back(std::move(profile));
+    done += 0.5;
+  }
+  return OkStatus();
+}
+
+Status Calibrator::MeasureRecall(std::size_t profile_idx, const ScoredMethod& method) {
+  const std::string name = "recall:" + ProfileHash(ladder_[profile_idx]);
+  if (log_->Find(name) == nullptr) {
+    const double n = static_cast<double>(ladder_.size());
+    const double at = static_cast<double>(profile_idx) / n;
+    ZEROC_ASSIGN_OR_RETURN(const RecallScore score,
+                           ScoreRecall(recall_cases_, method, Stage(progress_, "recall", at, at + 1 / n)));
+    ZEROC_RETURN_IF_ERROR(log_->Add(name, {score.accuracy}));
+  }
+  ladder_[profile_idx].cost.recall = (*log_->Find(name))[0];
+  return OkStatus();
+}
+
+// Every profile, decode-scored on the held-out text.
+Status Calibrator::Measure() {
+  options_.score.window_begins = SpreadWindows(static_cast<std::int64_t>(heldout_.tokens.size()), options_.score);
+  ZEROC_ASSIGN_OR_RETURN(const auto formats, FormatsOf(*folded_, *maps_, ladder_));
+  std::vector<ScoredMethod> methods;
+  std::vector<std::size_t> missing;
+  const auto log_name = [&](std::size_t i) { return "decode:" + ProfileHash(ladder_[i]); };
+  for (std::size_t i = 0; i < ladder_.size(); ++i) {
+    ScoredMethod& method = methods.emplace_back();
+    method.model = folded_.get();
+    method.format = formats[i];
+    if (log_->Find(log_name(i)) == nullptr) missing.push_back(i);
+  }
+  ScoredMethod base;
+  base.model = plain_.get();
+  ZEROC_ASSIGN_OR_RETURN(base.format, plain_->Format("none"));
+  constexpr std::size_t kBatch = 5;  // a stop loses at most this many
+  for (std::size_t begin = 0; begin < missing.size(); begin += kBatch) {
+    const std::size_t end = std::min(missing.size(), begin + kBatch);
+    std::vector<ScoredMethod> batch;
+    for (std::size_t i = begin; i < end; ++i) batch.push_back(methods[missing[i]]);
+    const double n = static_cast<double>(missing.size());
+    ZEROC_ASSIGN_OR_RETURN(
+        const std::vector<TextScore> scores,
+        ScoreText(heldout_.tokens, heldout_.token_bytes, bos_id_, base, batch, options_.score,
+                  Stage(progress_, "measure", static_cast<double>(begin) / n, static_cast<double>(end) / n)));
+    for (std::size_t i = begin; i < end; ++i) {
+      const TextScore& score = scores[i - begin + 1];
+      ZEROC_RETURN_IF_ERROR(log_->Add(log_name(missing[i]), {scores[0].ppl, score.ppl - scores[0].ppl, score.kl}));
+    }
+  }
+  for (std::size_t i = 0; i < ladder_.size(); ++i) {
+    const std::vector<double>& figures = *log_->Find(log_name(i));
+    ladder_[i].cost = MeasuredCost(figures[0], figures[1], figures[2], std::nullopt);
+    if (!recall_cases_.empty()) ZEROC_RETURN_IF_ERROR(MeasureRecall(i, methods[i]));
+  }
+  return OkStatus();
+}
+
+Result<Plan> Calibrator::Run() {
+  ZEROC_RETURN_IF_ERROR(CheckInputs());
+  ZEROC_ASSIGN_OR_RETURN(log_,
+                         CalibrationLog::Open(options_.partial_path,
+                                              InputKey(*checkpoint_, ops_, texts_, heldout_, recall_cases_, options_)));
+  ZEROC_ASSIGN_OR_RETURN(plain_, LlamaModel::Open(checkpoint_, nullptr, ops_, threads_));
+  ZEROC_RETURN_IF_ERROR(MakeMaps());
+  ZEROC_ASSIGN_OR_RETURN(folded_, LlamaModel::Open(checkpoint_, maps_, ops_, threads_));
+  ZEROC_RETURN_IF_ERROR(MakeLadder());
+  ZEROC_RETURN_IF_ERROR(Measure());
+  PlanContents contents = maps_->contents();
+  contents.ppl_base = (*log_->Find("decode:" + ProfileHash(ladder_[0])))[0];
+  contents.ladder = std::move(ladder_);
+  return Plan::Create(std::move(contents));
 }
 
 }  // namespace
@@ -96,59 +381,12 @@ Result<Plan> Calibrate(std::shared_ptr<const Checkpoint> checkpoint, const kerne
                        std::span<const CalibrationSource> texts, const CalibrationSource& heldout,
                        std::span<const RecallCase> recall_cases, std::int32_t bos_id, const CalibrationOptions& options,
                        const CalibrationProgress& progress) {
-  if (options.context < 2 || options.context > checkpoint->config().max_positions) {
-    return InvalidArgument("calibration context " + std::to_string(options.context) + " is not in [2, " +
-                           std::to_string(checkpoint->config().max_positions) + "]");
-  }
-  const std::vector<Window> windows =
-      ChooseWindows(texts, static_cast<std::size_t>(options.context - 1), options.max_windows);
-  if (windows.empty()) {
-    return InvalidArgument("calibration text too short: no text holds a window of " + std::to_string(options.context) +
-                           " tokens");
-  }
-  ZEROC_ASSIGN_OR_RETURN(const auto plain, LlamaModel::Open(checkpoint, nullptr, ops, threads));
-  PlanContents contents;
-  contents.model_fingerprint = checkpoint->fingerprint();
-  contents.geometry = GeometryOf(checkpoint->config());
-  MomentAccumulator moments(contents.geometry);
-  ZEROC_RETURN_IF_ERROR(GatherMoments(*plain, windows, bos_id, options.context, moments, progress));
-  ZEROC_RETURN_IF_ERROR(SolveMaps(*checkpoint, moments, options.basis, &contents, progress));
-  for (const CalibrationSource& text : texts) contents.calibration.texts.push_back(Record(text));
-  contents.calibration.heldout.push_back(Record(heldout));
-  contents.calibration.context_tokens = options.context;
-  contents.calibration.skip_tokens = moments.skip_tokens();
-  contents.calibration.n_windows = static_cast<std::int64_t>(windows.size());
-  contents.calibration.seed = options.seed;
-  contents.calibration.damping = options.basis.damping;
-  contents.ladder = StandardLadder(contents.geometry);
+  return Calibrator(std::move(checkpoint), ops, threads, texts, heldout, recall_cases, bos_id, options, progress).Run();
+}
 
-  ZEROC_ASSIGN_OR_RETURN(Plan unmeasured, Plan::Create(contents));
-  const auto plan = std::make_shared<const Plan>(std::move(unmeasured));
-  ZEROC_ASSIGN_OR_RETURN(const auto folded, LlamaModel::Open(checkpoint, plan, ops, threads));
-  ScoredMethod base{plain.get(), nullptr};
-  ZEROC_ASSIGN_OR_RETURN(base.format, plain->Format("none"));
-  std::vector<ScoredMethod> methods;
-  for (const Profile& profile : contents.ladder) {
-    ZEROC_ASSIGN_OR_RETURN(auto format, folded->Format(profile.name));
-    methods.push_back({folded.get(), std::move(format)});
-  }
-  ZEROC_ASSIGN_OR_RETURN(const std::vector<TextScore> scores,
-                         ScoreText(heldout.tokens, heldout.token_bytes, bos_id, base, methods, options.score,
-                                   Stage(progress, "measure", 0, 1)));
-  contents.ppl_base = scores[0].ppl;
-  for (std::size_t i = 0; i < methods.size(); ++i) {
-    std::optional<double> recall;
-    if (!recall_cases.empty()) {
-      const double n = static_cast<double>(methods.size());
-      const double at = static_cast<double>(i) / n;
-      ZEROC_ASSIGN_OR_RETURN(const RecallScore score,
-                             ScoreRecall(recall_cases, methods[i], Stage(progress, "recall", at, at + 1 / n)));
-      recall = score.accuracy;
-    }
-    Profile& profile = contents.ladder[i];
-    profile.cost = MeasuredCost(contents.ppl_base, scores[i + 1].ppl - contents.ppl_base, scores[i + 1].kl, recall);
-  }
-  return Plan::Create(std::move(contents));
+void RemovePartial(const std::string& partial_path) {
+  std::error_code ignored;
+  for (const std::string& path : {partial_path, partial_path + ".maps"}) std::filesystem::remove(path, ignored);
 }
 
 }  // namespace zeroc

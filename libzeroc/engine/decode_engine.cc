@@ -32,6 +32,13 @@ bool EndsRequest(const SamplingParams& sampling, std::span<const int> eos_ids, s
   return n_generated >= sampling.max_tokens;
 }
 
+bool EndsRequest(const SamplingParams& sampling, std::span<const int> eos_ids, const SampledToken& token,
+                 int n_generated, FinishReason* reason) {
+  if (!token.forced) return EndsRequest(sampling, eos_ids, token.id, n_generated, reason);
+  *reason = FinishReason::kLength;
+  return n_generated >= sampling.max_tokens;
+}
+
 DecodeEngine::DecodeEngine(LlamaModel& model, BlockPool& pool, const Options& options)
     : model_(model), pool_(pool), options_(options) {
   ZEROC_CHECK(options.batch_max >= 1, options.batch_max);
@@ -86,7 +93,8 @@ Status DecodeEngine::Admit(SequenceId id, DecodeStart start) {
   sequence.next_input = start.first_token.id;
   sequence.n_generated = 1;
   FinishReason reason;
-  if (EndsRequest(sequence.sampling, model_.config().eos_ids, sequence.next_input, 1, &reason)) {
+  start.first_token.forced = sequence.sampling.IsForced(start.n_prompt_tokens);
+  if (EndsRequest(sequence.sampling, model_.config().eos_ids, start.first_token, 1, &reason)) {
     sequence.listener->OnFinished(reason);
   } else {
     running_.push_back(id);
@@ -110,7 +118,7 @@ void DecodeEngine::Deliver(SequenceId id, const SampledToken& token) {
   ++sequence.n_generated;
   DecodeListener* listener = sequence.listener;
   FinishReason reason;
-  const bool ends = EndsRequest(sequence.sampling, model_.config().eos_ids, token.id, sequence.n_generated, &reason);
+  const bool ends = EndsRequest(sequence.sampling, model_.config().eos_ids, token, sequence.n_generated, &reason);
   if (ends) std::erase(running_, id);
   listener->OnToken(token);  // may release the sequence
   if (ends && sequences_.contains(id)) listener->OnFinished(reason);

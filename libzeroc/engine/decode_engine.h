@@ -84,5 +84,8 @@ class DecodeEngine {
 // Whether `id` ends a request that has n_generated tokens, `id` included.
 bool EndsRequest(const SamplingParams& sampling, std::span<const int> eos_ids, std::int32_t id, int n_generated,
                  FinishReason* reason);
+// The same for a sampled token: a forced one ends the request only by its number.
+bool EndsRequest(const SamplingParams& sampling, std::span<const int> eos_ids, const SampledToken& token,
+                 int n_generated, FinishReason* reason);
 
 }  // namespace zeroc

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <map>
 #include <memory>
+#include <set>
 
 #include "libzeroc/engine/decode_engine.h"
 #include "libzeroc/engine/local_generator.h"
@@ -19,9 +20,11 @@ using testing::TinyModel;
 
 struct PrefillLog : PrefillListener {
   void OnBlocksReady(const SequenceKv&, const ReadyBlocks& ready) override {
-    auto& n = packed[ready.layer];
-    EXPECT_EQ(ready.packed_begin, n) << "blocks are announced once, in order";
-    n = ready.packed_end;
+    for (const BlockRange& range : ready.packed) {
+      for (int b = range.begin; b < range.end; ++b) {
+        EXPECT_TRUE(packed[ready.layer].insert(b).second) << "blocks are announced once";
+      }
+    }
     sinks[ready.layer] += ready.sink ? 1 : 0;
     auto& n_exact = exact[ready.layer];
     EXPECT_EQ(ready.exact_begin, n_exact) << "blocks are announced once, in order";
@@ -35,7 +38,8 @@ struct PrefillLog : PrefillListener {
   }
   void OnFailed(const Status& s) override { status = s; }
 
-  std::map<int, int> packed, sinks, exact;
+  std::map<int, std::set<int>> packed;
+  std::map<int, int> sinks, exact;
   std::vector<int> exact_at_call;  // exact blocks announced so far, one entry for each call
   const SequenceKv* kv = nullptr;
   SampledToken token;
@@ -61,16 +65,15 @@ class EnginesTest : public ::testing::Test {
   EnginesTest() : tiny_({}), threads_(2) {
     model_ = LlamaModel::Open(tiny_.Open(), nullptr, kernels::ReferenceOps(), threads_).value();
     plain_ = model_->Format("none").value();
-    // The same windows and layouts as a 4-bit profile with identity maps: packs without a calibration.
+    // A 4-bit profile with two younger tiers and identity maps: packs without a calibration.
     const ModelGeometry geometry = GeometryOf(model_->config());
-    Profile profile = UniformProfile("packing", 4, geometry.n_layers, geometry.head_dim);
-    const ProfileLayouts layouts = ProfileLayouts::Make(profile, geometry, 32).value();
-    auto format = std::make_shared<KvFormat>(*plain_);
-    format->packs = true;
-    format->sink_tokens = profile.sink_tokens;
-    format->recent_tokens = profile.recent_tokens;
-    format->packed = layouts.packed;
-    format->sink = layouts.sink;
+    const auto uniform = [&](int bits) {
+      return UniformProfile("packing", bits, geometry.n_layers, geometry.head_dim);
+    };
+    Profile profile = uniform(4);
+    profile.recent_tokens = 20;
+    profile.young = {{1, uniform(8).layers}, {2, uniform(3).layers}};
+    auto format = KvFormat::FromProfile(geometry, profile, 32).value();
     std::vector<float> identity;
     for (int g = 0; g < geometry.n_kv_heads; ++g) {
       for (int i = 0; i < geometry.head_dim * geometry.head_dim; ++i) {
@@ -105,7 +108,12 @@ class EnginesTest : public ::testing::Test {
       const LayerBlocks a = from.BlocksAt(layer, n_tokens), b = to.BlocksAt(layer, n_tokens);
       ASSERT_EQ(a.packed.size(), b.packed.size());
       ASSERT_EQ(a.exact.size(), b.exact.size());
-      for (std::size_t i = 0; i < a.packed.size(); ++i) copy(a.packed[i], b.packed[i], format.packed[0].block_bytes);
+      for (std::size_t tier = 0; tier < a.packed.size(); ++tier) {
+        ASSERT_EQ(a.packed[tier].refs.size(), b.packed[tier].refs.size());
+        for (std::size_t i = 0; i < a.packed[tier].refs.size(); ++i) {
+          copy(a.packed[tier].refs[i], b.packed[tier].refs[i], static_cast<std::int32_t>(a.packed[tier].block_bytes));
+        }
+      }
       for (std::size_t i = 0; i < a.exact.size(); ++i) copy(a.exact[i], b.exact[i], format.exact.block_bytes);
       if (a.sink.valid()) copy(a.sink, b.sink, format.sink.block_bytes);
     }
@@ -138,7 +146,10 @@ TEST_F(EnginesTest, HandedOffTokensEqualLocalOnes) {
         ASSERT_NE(prefill_log.kv, nullptr);
         const int n_packed = format->PackedBlocksAt(n_prompt);
         for (int layer = 0; layer < format->n_layers; ++layer) {
-          EXPECT_EQ(prefill_log.packed[layer], n_packed);
+          EXPECT_EQ(prefill_log.packed[layer].size(), static_cast<std::size_t>(n_packed));
+          if (n_packed > 0) {
+            EXPECT_EQ(*prefill_log.packed[layer].rbegin(), n_packed - 1);
+          }
           EXPECT_EQ(prefill_log.sinks[layer], n_packed > 0 ? 1 : 0);
           EXPECT_EQ(prefill_log.exact[layer], (n_prompt + 63) / 64 - n_packed);
         }

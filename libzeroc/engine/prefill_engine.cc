@@ -24,7 +24,18 @@ class LayerForwarder : public ForwardObserver {
   // The chunk is the prompt's tokens [kv.n_tokens(), end); chunks begin at a block's first token.
   LayerForwarder(const SequenceKv& kv, PrefillListener& listener, int end, int n_prompt)
       : kv_(kv), listener_(listener) {
-    const int tail = kv.format().PackedBlocksAt(n_prompt);  // the blocks from here on stay exact
+    const KvFormat& format = kv.format();
+    const int n_tiers = static_cast<int>(format.tiers.size());
+    for (int tier = n_tiers - 1; tier >= 0; --tier) {
+      // Of the blocks that enter the tier in this step, those that are still in it when the prompt is done.
+      const int older = tier + 1 < n_tiers ? format.BlocksAt(tier + 1, n_prompt) : 0;
+      const int begin = std::max(format.BlocksAt(tier, kv.n_tokens()), older);
+      const int packed_end = std::min(format.BlocksAt(tier, end), format.BlocksAt(tier, n_prompt));
+      if (begin < packed_end) packed_.push_back({begin, packed_end});
+    }
+    sink_ = n_tiers > 0 && format.sink_tokens > 0 && format.PackedBlocksAt(kv.n_tokens()) == 0 &&
+            format.PackedBlocksAt(end) > 0;
+    const int tail = format.PackedBlocksAt(n_prompt);  // the blocks from here on stay exact
     const int full = end / kernels::kBlockTokens;
     const int written = end < n_prompt ? full : (end + kernels::kBlockTokens - 1) / kernels::kBlockTokens;
     exact_begin_ = std::max(kv.n_tokens() / kernels::kBlockTokens - tail, 0);
@@ -32,14 +43,15 @@ class LayerForwarder : public ForwardObserver {
   }
 
   void OnLayerWritten(int layer) override {
-    ReadyBlocks ready{layer, kv_.pack_begin(), kv_.pack_end(), false, exact_begin_, exact_end_};
-    ready.sink = kv_.pack_begin() == 0 && kv_.pack_end() > 0 && kv_.format().sink_tokens > 0;
-    if (ready.packed_begin < ready.packed_end || exact_begin_ < exact_end_) listener_.OnBlocksReady(kv_, ready);
+    if (packed_.empty() && !sink_ && exact_begin_ >= exact_end_) return;
+    listener_.OnBlocksReady(kv_, {layer, packed_, sink_, exact_begin_, exact_end_});
   }
 
  private:
   const SequenceKv& kv_;
   PrefillListener& listener_;
+  std::vector<BlockRange> packed_;
+  bool sink_ = false;
   int exact_begin_, exact_end_;
 };
 
@@ -127,7 +139,10 @@ void PrefillEngine::RunChunk(Job& job) {
   }
   if (!last) return;
   std::erase(waiting_, id);
-  const Sampler sampler(job.request.sampling, job.request.tokens);
+  const std::span<const std::int32_t> tokens = job.request.tokens;
+  const auto n_streamed = static_cast<std::size_t>(job.request.n_streamed);
+  Sampler sampler(job.request.sampling, tokens.first(tokens.size() - n_streamed));
+  for (const std::int32_t streamed : tokens.last(n_streamed)) sampler.Accept(streamed);
   job.request.listener->OnFirstToken(*job.kv, sampler.Sample(logits_, job.n_tokens()));
 }
 

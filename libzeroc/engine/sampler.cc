@@ -97,6 +97,13 @@ Status SamplingParams::Validate(std::int64_t vocab_size) const {
   for (const std::int32_t id : stop_ids) {
     ZEROC_RETURN_IF_ERROR(Field(id >= 0 && id < vocab_size, "stop token id out of range"));
   }
+  ZEROC_RETURN_IF_ERROR(
+      Field(forced_ids.size() <= static_cast<std::size_t>(max_tokens), "forced_ids are more than max_tokens"));
+  for (const auto* ids : {&forced_ids, &suppress_ids}) {
+    for (const std::int32_t id : *ids) {
+      ZEROC_RETURN_IF_ERROR(Field(id >= 0 && id < vocab_size, "forced or suppressed token id out of range"));
+    }
+  }
   return OkStatus();
 }
 
@@ -105,7 +112,7 @@ Sampler::Sampler(const SamplingParams& params, std::span<const std::int32_t> pro
   for (const std::int32_t id : prompt) seen_.insert(id);
 }
 
-void Sampler::Adjust(std::vector<float>& logits) const {
+void Sampler::Adjust(std::vector<float>& logits, int position) const {
   for (const auto& [id, bias] : params_.logit_bias) logits[static_cast<std::size_t>(id)] += bias;
   if (params_.repetition_penalty != 1.0f) {
     for (const std::int32_t id : seen_) {
@@ -113,10 +120,13 @@ void Sampler::Adjust(std::vector<float>& logits) const {
       logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;
     }
   }
-  if (params_.presence_penalty == 0 && params_.frequency_penalty == 0) return;
   for (const auto& [id, times] : generated_) {
     logits[static_cast<std::size_t>(id)] -=
         params_.presence_penalty + params_.frequency_penalty * static_cast<float>(times);
+  }
+  if (!Suppresses(position)) return;
+  for (const std::int32_t id : params_.suppress_ids) {
+    logits[static_cast<std::size_t>(id)] = std::numeric_limits<float>::lowest();
   }
 }
 
@@ -144,10 +154,13 @@ std::int32_t Sampler::Choose(std::span<const float> logits, int position) const 
 
 SampledToken Sampler::Sample(std::span<const float> logits, int position) const {
   SampledToken token;
-  const bool adjusts = !params_.logit_bias.empty() || !generated_.empty() || !seen_.empty();
-  if (adjusts) {
+  const bool adjusts = !params_.logit_bias.empty() || !generated_.empty() || !seen_.empty() || Suppresses(position);
+  token.forced = params_.IsForced(position);
+  if (token.forced) {
+    token.id = params_.forced_ids[static_cast<std::size_t>(position - params_.forced_from)];
+  } else if (adjusts) {
     std::vector<float> adjusted(logits.begin(), logits.end());
-    Adjust(adjusted);
+    Adjust(adjusted, position);
     token.id = Choose(adjusted, position);
   } else {
     token.id = Choose(logits, position);
@@ -164,7 +177,9 @@ SampledToken Sampler::Sample(std::span<const float> logits, int position) const 
 }
 
 void Sampler::Accept(std::int32_t id) {
-  if (params_.presence_penalty != 0 || params_.frequency_penalty != 0) ++generated_[id];
+  const bool forced = n_accepted_++ < params_.forced_ids.size();
+  const bool counts = params_.presence_penalty != 0 || params_.frequency_penalty != 0;
+  if (counts && !forced) ++generated_[id];
   if (params_.repetition_penalty != 1.0f) seen_.insert(id);
 }
 

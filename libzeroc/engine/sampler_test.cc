@@ -165,5 +165,51 @@ TEST(SamplingParamsTest, RefusesWhatIsOutOfRange) {
   refused([](auto& p) { p.stop_ids = {-1}; }, "stop token");
 }
 
+TEST(SamplerTest, ForcedTokensAreGivenAndScored) {
+  SamplingParams params;
+  params.max_tokens = 5;
+  params.temperature = 0;
+  params.logprobs = 1;
+  params.frequency_penalty = 2;
+  params.forced_ids = {0, 2};
+  params.forced_from = 10;
+  ASSERT_TRUE(params.Validate(3).ok());
+  Sampler sampler(params, {});
+  const std::vector<float> logits = {0.0F, 1.0F, 0.5F};
+  const SampledToken first = sampler.Sample(logits, 10);
+  EXPECT_TRUE(first.forced);
+  EXPECT_EQ(first.id, 0);
+  EXPECT_NEAR(first.logprob, -std::log(1 + std::exp(1.0) + std::exp(0.5)), 1e-5);
+  ASSERT_EQ(first.top.size(), 1U);
+  EXPECT_EQ(first.top[0].first, 1) << "the best token is still told";
+  sampler.Accept(first.id);
+  sampler.Accept(sampler.Sample(logits, 11).id);
+  const SampledToken drawn = sampler.Sample(logits, 12);
+  EXPECT_FALSE(drawn.forced);
+  EXPECT_EQ(drawn.id, 1);
+  sampler.Accept(drawn.id);
+  EXPECT_EQ(sampler.Sample(logits, 13).id, 2) << "the penalty counts what was drawn, not what was forced";
+  params.forced_ids = {3};
+  EXPECT_FALSE(params.Validate(3).ok());
+  params.forced_ids.assign(6, 0);
+  EXPECT_FALSE(params.Validate(3).ok()) << "more than max_tokens";
+}
+
+TEST(SamplerTest, SuppressedTokensAreNotDrawnBeforeTheirPosition) {
+  SamplingParams params;
+  params.temperature = 0;
+  params.suppress_ids = {1};
+  params.suppress_before = 7;
+  const Sampler sampler(params, {});
+  const std::vector<float> logits = {0.0F, 1.0F, 0.5F};
+  EXPECT_EQ(sampler.Sample(logits, 6).id, 2);
+  EXPECT_EQ(sampler.Sample(logits, 7).id, 1);
+  params.temperature = 1;
+  for (std::uint64_t seed = 0; seed < 50; ++seed) {
+    params.seed = seed;
+    EXPECT_NE(Sampler(params, {}).Sample(logits, 6).id, 1);
+  }
+}
+
 }  // namespace
 }  // namespace zeroc

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <string>
 
+#include "libzeroc/engine/sequence_cache.h"
 #include "libzeroc/kv/owned_pool.h"
 
 namespace zeroc {
@@ -21,12 +22,34 @@ double LogSumExp(const float* logits, std::size_t n) {
   return max + std::log(sum);
 }
 
+// Room for the caches of one method. A method that attends for itself needs no blocks.
+Result<std::unique_ptr<OwnedPool>> OpenPool(const ScoredMethod& method, int n_sequences, int max_tokens, int step) {
+  if (method.attention != nullptr) return std::unique_ptr<OwnedPool>();
+  return OwnedPool::Create(*method.format, n_sequences, max_tokens, step);
+}
+
+Result<SequenceCache> NewCache(const ScoredMethod& method, OwnedPool* pool, int max_tokens, int step) {
+  if (method.attention != nullptr) return SequenceCache::Of(*method.attention, max_tokens);
+  return SequenceCache::InBlocks(pool->pool(), method.format, max_tokens, step);
+}
+
+std::uint64_t CacheBytes(const ScoredMethod& method, int max_tokens) {
+  if (method.attention != nullptr) return method.attention->BytesNeeded(max_tokens);
+  return SequenceKv::BytesNeeded(*method.format, max_tokens, kPrefillChunk);
+}
+
 // The caches of one method for the windows that run side by side, and the logits of its last step.
 struct Lane {
   ScoredMethod method;
   std::unique_ptr<OwnedPool> pool;
-  std::vector<std::unique_ptr<SequenceKv>> caches;  // [windows of the batch]
-  std::vector<float> logits;                        // [windows, rows, vocab]
+  std::vector<SequenceCache> caches;  // [windows of the batch]
+  std::vector<float> logits;          // [windows, rows, vocab]
+};
+
+// Of one token under one method.
+struct Divergence {
+  double nll = 0;
+  double kl = 0;
 };
 
 class TextScorer {
@@ -43,11 +66,12 @@ class TextScorer {
     return index == 0 ? bos_id_ : tokens_[TextIndex(window, index)];
   }
   std::size_t TextIndex(int window, int index) const {
-    return static_cast<std::size_t>(window) * static_cast<std::size_t>(options_.stride) +
-           static_cast<std::size_t>(index) - 1;
+    return static_cast<std::size_t>(begins_[static_cast<std::size_t>(window)] + index - 1);
   }
 
   Status Check(const ScoredMethod& base) const;
+  Status ChooseWindows();
+  void ScoreRow(std::size_t row, std::size_t target, std::vector<Lane>& lanes, std::span<Divergence> out) const;
   Status OpenLane(const ScoredMethod& method, int n_windows, Lane* lane) const;
   Status Prefill(int first_window, int n_windows, Lane& lane) const;
   Status Feed(int first_window, int n_windows, int begin, int n_new, Lane& lane) const;
@@ -60,6 +84,7 @@ class TextScorer {
   std::span<const std::int32_t> token_bytes_;
   std::int32_t bos_id_;
   ScoreOptions options_;
+  std::vector<std::int64_t> begins_;  // [windows] first text token
   std::size_t vocab_ = 0;
 };
 
@@ -80,10 +105,25 @@ Status TextScorer::Check(const ScoredMethod& base) const {
   return OkStatus();
 }
 
+Status TextScorer::ChooseWindows() {
+  begins_ = options_.window_begins;
+  const auto n_tokens = static_cast<std::int64_t>(tokens_.size());
+  for (const std::int64_t begin : begins_) {
+    if (begin >= 0 && begin + options_.context - 1 <= n_tokens) continue;
+    return InvalidArgument("a scored window begins at token " + std::to_string(begin) + " of " +
+                           std::to_string(n_tokens));
+  }
+  if (!begins_.empty()) return OkStatus();
+  std::int64_t n_windows = (n_tokens - (options_.context - 1)) / options_.stride + 1;
+  if (options_.max_windows > 0) n_windows = std::min<std::int64_t>(n_windows, options_.max_windows);
+  for (std::int64_t w = 0; w < n_windows; ++w) begins_.push_back(w * options_.stride);
+  return OkStatus();
+}
+
 Status TextScorer::OpenLane(const ScoredMethod& method, int n_windows, Lane* lane) const {
   lane->method = method;
   const int step = std::min(kPrefillChunk, options_.context);
-  ZEROC_ASSIGN_OR_RETURN(lane->pool, OwnedPool::Create(*method.format, n_windows, options_.context, step));
+  ZEROC_ASSIGN_OR_RETURN(lane->pool, OpenPool(method, n_windows, options_.context, step));
   const auto rows = static_cast<std::size_t>(options_.through_decode ? 1 : kScoreChunk);
   lane->logits.resize(static_cast<std::size_t>(n_windows) * rows * vocab_);
   return OkStatus();
@@ -95,16 +135,17 @@ Status TextScorer::Prefill(int first_window, int n_windows, Lane& lane) const {
   lane.caches.clear();
   std::vector<std::int32_t> input;
   for (int w = 0; w < n_windows; ++w) {
-    ZEROC_ASSIGN_OR_RETURN(auto cache, SequenceKv::Create(lane.pool->pool(), lane.method.format, options_.context,
-                                                          std::min(kPrefillChunk, options_.context)));
+    ZEROC_ASSIGN_OR_RETURN(SequenceCache cache, NewCache(lane.method, lane.pool.get(), options_.context,
+                                                         std::min(kPrefillChunk, options_.context)));
     for (int begin = 0; begin < n_prefill; begin += kPrefillChunk) {
       const int end = std::min(n_prefill, begin + kPrefillChunk);
       input.clear();
       for (int i = begin; i < end; ++i) input.push_back(TokenAt(first_window + w, i));
-      const ForwardSequence sequence{cache.get(), input, end == n_prefill ? 1 : 0};
+      const ForwardSequence sequence = cache.Step(input, end == n_prefill ? 1 : 0);
       ZEROC_RETURN_IF_ERROR(
           lane.method.model->Forward({&sequence, 1}, lane.logits.data() + static_cast<std::size_t>(w) * vocab_));
     }
+    cache.EndPrompt();
     lane.caches.push_back(std::move(cache));
   }
   return OkStatus();
@@ -118,34 +159,53 @@ Status TextScorer::Feed(int first_window, int n_windows, int begin, int n_new, L
   for (int w = 0; w < n_windows; ++w) {
     auto& input = inputs[static_cast<std::size_t>(w)];
     for (int i = begin; i < begin + n_new; ++i) input.push_back(TokenAt(first_window + w, i));
-    sequences.push_back({lane.caches[static_cast<std::size_t>(w)].get(), input, nothing_left ? 0 : n_new});
+    sequences.push_back(lane.caches[static_cast<std::size_t>(w)].Step(input, nothing_left ? 0 : n_new));
   }
   return lane.method.model->Forward(sequences, lane.logits.data());
 }
 
-// Scores targets first_target .. of every window from the rows that each lane holds; lane 0 is the base.
+// Row `row` of every lane's logits; lane 0 is the base.
+void TextScorer::ScoreRow(std::size_t row, std::size_t target, std::vector<Lane>& lanes,
+                          std::span<Divergence> out) const {
+  std::vector<double> base_log_p(vocab_), base_p(vocab_);
+  for (std::size_t l = 0; l < lanes.size(); ++l) {
+    const float* logits = lanes[l].logits.data() + row * vocab_;
+    const double lse = LogSumExp(logits, vocab_);
+    out[l] = {lse - logits[target], 0};
+    for (std::size_t i = 0; i < vocab_; ++i) {
+      if (l == 0) {
+        base_log_p[i] = logits[i] - lse;
+        base_p[i] = std::exp(base_log_p[i]);
+      } else {
+        out[l].kl += base_p[i] * (base_log_p[i] - (logits[i] - lse));
+      }
+    }
+  }
+}
+
+// Scores targets first_target .. of every window from the rows that each lane holds.
 void TextScorer::Score(int first_window, int n_windows, int n_rows, int first_target, std::vector<Lane>& lanes,
                        std::vector<TextScore>& scores) const {
-  std::vector<double> base_log_p(vocab_);
-  for (int w = 0; w < n_windows; ++w) {
-    for (int r = 0; r < n_rows && first_target + r < options_.context; ++r) {
-      const std::size_t row =
-          (static_cast<std::size_t>(w) * static_cast<std::size_t>(n_rows) + static_cast<std::size_t>(r)) * vocab_;
-      const auto target = static_cast<std::size_t>(TokenAt(first_window + w, first_target + r));
-      for (std::size_t l = 0; l < lanes.size(); ++l) {
-        const float* logits = lanes[l].logits.data() + row;
-        const double lse = LogSumExp(logits, vocab_);
-        scores[l].token_nll.push_back(lse - logits[target]);
-        double kl = 0;
-        for (std::size_t i = 0; i < vocab_; ++i) {
-          if (l == 0) {
-            base_log_p[i] = logits[i] - lse;
-          } else {
-            kl += std::exp(base_log_p[i]) * (base_log_p[i] - (logits[i] - lse));
-          }
-        }
-        scores[l].token_kl.push_back(kl);
-      }
+  const int n_used = std::min(n_rows, options_.context - first_target);
+  if (n_used <= 0) return;
+  const std::size_t n_items = static_cast<std::size_t>(n_windows) * static_cast<std::size_t>(n_used);
+  std::vector<Divergence> rows(n_items * lanes.size());
+  const auto score = [&](std::size_t item, int) {
+    const int window = static_cast<int>(item) / n_used;
+    const int r = static_cast<int>(item) % n_used;
+    const auto row = static_cast<std::size_t>(window) * static_cast<std::size_t>(n_rows) + static_cast<std::size_t>(r);
+    ScoreRow(row, static_cast<std::size_t>(TokenAt(first_window + window, first_target + r)), lanes,
+             std::span(rows).subspan(item * lanes.size(), lanes.size()));
+  };
+  if (options_.threads != nullptr) {
+    options_.threads->ParallelFor(n_items, score);
+  } else {
+    for (std::size_t item = 0; item < n_items; ++item) score(item, 0);
+  }
+  for (std::size_t item = 0; item < n_items; ++item) {
+    for (std::size_t l = 0; l < lanes.size(); ++l) {
+      scores[l].token_nll.push_back(rows[item * lanes.size() + l].nll);
+      scores[l].token_kl.push_back(rows[item * lanes.size() + l].kl);
     }
   }
 }
@@ -163,8 +223,8 @@ Status TextScorer::RunBatch(int first_window, int n_windows, std::vector<Lane>& 
     if (!on_scored(n_new * n_windows)) return Cancelled("scoring was stopped");
   }
   for (std::size_t l = 0; l < lanes.size(); ++l) {
-    for (const auto& cache : lanes[l].caches) {
-      scores[l].kv_bytes_per_token += static_cast<double>(cache->HeldBytes()) / options_.context;
+    for (const SequenceCache& cache : lanes[l].caches) {
+      scores[l].kv_bytes_per_token += static_cast<double>(cache.HeldBytes()) / options_.context;
     }
     lanes[l].caches.clear();
   }
@@ -175,12 +235,11 @@ Result<std::vector<TextScore>> TextScorer::Run(const ScoredMethod& base, std::sp
                                                const ProgressFn& progress) {
   ZEROC_RETURN_IF_ERROR(Check(base));
   vocab_ = static_cast<std::size_t>(base.model->config().vocab_size);
-  int n_windows = (static_cast<int>(tokens_.size()) - (options_.context - 1)) / options_.stride + 1;
-  if (options_.max_windows > 0) n_windows = std::min(n_windows, options_.max_windows);
+  ZEROC_RETURN_IF_ERROR(ChooseWindows());
+  const int n_windows = static_cast<int>(begins_.size());
 
-  std::uint64_t window_bytes = SequenceKv::BytesNeeded(*base.format, options_.context, kPrefillChunk);
-  for (const ScoredMethod& m : methods)
-    window_bytes += SequenceKv::BytesNeeded(*m.format, options_.context, kPrefillChunk);
+  std::uint64_t window_bytes = CacheBytes(base, options_.context);
+  for (const ScoredMethod& m : methods) window_bytes += CacheBytes(m, options_.context);
   const auto fit = static_cast<int>(std::max<std::uint64_t>(1, options_.kv_bytes_max / window_bytes));
   const int batch = std::min({n_windows, std::max(1, options_.batch_windows), fit});
 
@@ -216,31 +275,39 @@ Result<std::vector<TextScore>> TextScorer::Run(const ScoredMethod& base, std::sp
 }
 
 // Whether greedy decoding after the prompt gives the answer, and the cache's size when the prompt is in.
-Result<bool> RecallOne(const RecallCase& item, const ScoredMethod& method, OwnedPool& pool, std::vector<float>& logits,
+Result<bool> RecallOne(const RecallCase& item, const ScoredMethod& method, OwnedPool* pool, std::vector<float>& logits,
                        double* kv_bytes_per_token) {
   const auto n_prompt = static_cast<int>(item.prompt.size());
   const int n_total = n_prompt + static_cast<int>(item.answer.size());
-  ZEROC_ASSIGN_OR_RETURN(auto cache, SequenceKv::Create(pool.pool(), method.format, n_total, kPrefillChunk));
+  ZEROC_ASSIGN_OR_RETURN(SequenceCache cache, NewCache(method, pool, n_total, kPrefillChunk));
   const std::span<const std::int32_t> prompt(item.prompt);
   for (int begin = 0; begin < n_prompt; begin += kPrefillChunk) {
     const int n = std::min(kPrefillChunk, n_prompt - begin);
-    const ForwardSequence sequence{cache.get(),
-                                   prompt.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(n)),
-                                   begin + n == n_prompt ? 1 : 0};
+    const ForwardSequence sequence = cache.Step(
+        prompt.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(n)), begin + n == n_prompt ? 1 : 0);
     ZEROC_RETURN_IF_ERROR(method.model->Forward({&sequence, 1}, logits.data()));
   }
-  *kv_bytes_per_token = static_cast<double>(cache->HeldBytes()) / n_prompt;
+  cache.EndPrompt();
+  *kv_bytes_per_token = static_cast<double>(cache.HeldBytes()) / n_prompt;
   for (std::size_t i = 0; i < item.answer.size(); ++i) {
     const auto best = static_cast<std::int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
     if (best != item.answer[i]) return false;
     if (i + 1 == item.answer.size()) break;
-    const ForwardSequence sequence{cache.get(), {&item.answer[i], 1}, 1};
+    const ForwardSequence sequence = cache.Step({&item.answer[i], 1}, 1);
     ZEROC_RETURN_IF_ERROR(method.model->Forward({&sequence, 1}, logits.data()));
   }
   return true;
 }
 
 }  // namespace
+
+std::vector<std::int64_t> SpreadWindows(std::int64_t n_tokens, const ScoreOptions& options) {
+  const std::int64_t all = n_tokens < options.context - 1 ? 0 : (n_tokens - (options.context - 1)) / options.stride + 1;
+  const std::int64_t n = options.max_windows > 0 ? std::min<std::int64_t>(all, options.max_windows) : all;
+  std::vector<std::int64_t> begins;
+  for (std::int64_t w = 0; w < n; ++w) begins.push_back(w * all / n * options.stride);
+  return begins;
+}
 
 Result<std::vector<TextScore>> ScoreText(std::span<const std::int32_t> tokens,
                                          std::span<const std::int32_t> token_bytes, std::int32_t bos_id,
@@ -263,14 +330,14 @@ Result<RecallScore> ScoreRecall(std::span<const RecallCase> cases, const ScoredM
     }
     longest = std::max(longest, n);
   }
-  ZEROC_ASSIGN_OR_RETURN(auto pool, OwnedPool::Create(*method.format, 1, static_cast<int>(longest), kPrefillChunk));
+  ZEROC_ASSIGN_OR_RETURN(const auto pool, OpenPool(method, 1, static_cast<int>(longest), kPrefillChunk));
   std::vector<float> logits(static_cast<std::size_t>(method.model->config().vocab_size));
   RecallScore score;
   std::map<std::string, std::pair<int, int>> groups;  // right, all
   int n_right = 0;
   for (std::size_t i = 0; i < cases.size(); ++i) {
     double bytes = 0;
-    ZEROC_ASSIGN_OR_RETURN(const bool right, RecallOne(cases[i], method, *pool, logits, &bytes));
+    ZEROC_ASSIGN_OR_RETURN(const bool right, RecallOne(cases[i], method, pool.get(), logits, &bytes));
     score.kv_bytes_per_token += bytes / static_cast<double>(cases.size());
     n_right += right ? 1 : 0;
     auto& [group_right, group_all] = groups[cases[i].group];

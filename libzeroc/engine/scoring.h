@@ -15,15 +15,19 @@
 #include <vector>
 
 #include "libzeroc/base/status.h"
+#include "libzeroc/base/thread_pool.h"
 #include "libzeroc/kv/kv_format.h"
 #include "libzeroc/model/llama_model.h"
+#include "libzeroc/model/sequence_attention.h"
 
 namespace zeroc {
 
-// One way to serve the model: a folded model with a profile's format, or the plain one.
+// One way to serve the model: a folded model with a profile's format, or the plain one with its own format or with a
+// method that attends for itself.
 struct ScoredMethod {
   LlamaModel* model = nullptr;
   std::shared_ptr<const KvFormat> format;
+  std::shared_ptr<const AttentionMethod> attention = nullptr;  // instead of format
 };
 
 struct ScoreOptions {
@@ -33,6 +37,9 @@ struct ScoreOptions {
   bool through_decode = true;  // false: the scored part runs as prefill chunks too (same visibility rule, faster)
   int batch_windows = 8;       // windows side by side
   std::uint64_t kv_bytes_max = std::uint64_t{4} << 30;  // memory for the windows' caches
+  // First text token of every window, each with C - 1 tokens behind it; empty: the windows above.
+  std::vector<std::int64_t> window_begins = {};
+  ThreadPool* threads = nullptr;  // spreads the comparison of logits; may be the models' own pool. Not owned
 };
 
 struct TextScore {
@@ -45,6 +52,9 @@ struct TextScore {
   std::vector<double> token_nll;  // per scored token, for paired tests
   std::vector<double> token_kl;
 };
+
+// window_begins of at most max_windows of the windows that a text of n_tokens holds, spread evenly over it.
+std::vector<std::int64_t> SpreadWindows(std::int64_t n_tokens, const ScoreOptions& options);
 
 // done in [0, 1]; returning false cancels (kCancelled).
 using ProgressFn = std::function<bool(double done)>;

@@ -9,12 +9,13 @@ namespace zeroc {
 namespace {
 
 constexpr std::uint32_t kMagic = 0x54424b5a;  // "ZKBT"
-constexpr std::uint16_t kVersion = 1;
+constexpr std::uint16_t kVersion = 2;         // 2: offsets in units of 16 bytes, not 64
 constexpr std::size_t kNameBytesMax = 128;
 constexpr std::uint32_t kPromptTokensMax = 1u << 26;
 constexpr std::uint16_t kLayersMax = 1024;
 constexpr std::uint32_t kBlockBytesMax = 1u << 26;
-constexpr std::size_t kLayerHeaderBytes = 21;
+constexpr std::size_t kLayerHeaderBytes = 14;
+constexpr std::uint8_t kTiersMax = 1 + kMaxYoungTiers;
 
 std::uint32_t BlocksFor(std::uint32_t n_tokens) {
   return (n_tokens + kernels::kBlockTokens - 1) / static_cast<std::uint32_t>(kernels::kBlockTokens);
@@ -22,17 +23,21 @@ std::uint32_t BlocksFor(std::uint32_t n_tokens) {
 
 Status BadField(const std::string& what) { return InvalidArgument("block table: " + what); }
 
-bool IsBlockSize(std::uint32_t bytes) { return bytes > 0 && bytes % 64 == 0 && bytes <= kBlockBytesMax; }
+bool IsBlockSize(std::uint32_t bytes) {
+  return bytes > 0 && bytes % BlockRef::kUnitBytes == 0 && bytes <= kBlockBytesMax;
+}
 
 Status CheckLayer(const BlockTable::Layer& layer, std::uint32_t n_blocks, const std::string& where) {
-  if (layer.blocks.packed.size() + layer.blocks.exact.size() != n_blocks) {
-    return BadField(where + ": " + std::to_string(layer.blocks.packed.size()) + " packed and " +
+  const std::size_t n_packed = layer.blocks.n_packed();
+  if (n_packed + layer.blocks.exact.size() != n_blocks) {
+    return BadField(where + ": " + std::to_string(n_packed) + " packed and " +
                     std::to_string(layer.blocks.exact.size()) + " exact blocks, the prompt has " +
                     std::to_string(n_blocks));
   }
-  if (layer.blocks.sink.valid() && layer.blocks.packed.empty())
-    return BadField(where + ": a sink without packed blocks");
-  if (!layer.blocks.packed.empty() && !IsBlockSize(layer.packed_bytes)) return BadField(where + ": packed block size");
+  if (layer.blocks.sink.valid() && n_packed == 0) return BadField(where + ": a sink without packed blocks");
+  for (const TierBlocks& tier : layer.blocks.packed) {
+    if (!IsBlockSize(tier.block_bytes)) return BadField(where + ": packed block size");
+  }
   if (!layer.blocks.exact.empty() && !IsBlockSize(layer.exact_bytes)) return BadField(where + ": exact block size");
   if (layer.blocks.sink.valid() && !IsBlockSize(layer.sink_bytes)) return BadField(where + ": sink block size");
   return OkStatus();
@@ -60,9 +65,6 @@ BlockTable BlockTable::Of(const SequenceKv& kv, int n_prompt_tokens, std::string
   for (int l = 0; l < format.n_layers; ++l) {
     Layer layer;
     layer.blocks = kv.BlocksAt(l, n_prompt_tokens);
-    if (!layer.blocks.packed.empty()) {
-      layer.packed_bytes = static_cast<std::uint32_t>(format.packed[static_cast<std::size_t>(l)].block_bytes);
-    }
     if (format.sink_tokens == 0) layer.blocks.sink = BlockRef{};
     if (layer.blocks.sink.valid()) layer.sink_bytes = static_cast<std::uint32_t>(format.sink.block_bytes);
     layer.exact_bytes = static_cast<std::uint32_t>(format.exact.block_bytes);
@@ -77,8 +79,8 @@ void BlockTable::Count() {
   n_bytes_ = 0;
   for (Layer& layer : layers_) {
     layer.first_block = n_blocks_;
-    n_blocks_ += static_cast<std::uint32_t>(layer.blocks.packed.size() + layer.blocks.exact.size());
-    n_bytes_ += layer.blocks.packed.size() * std::uint64_t{layer.packed_bytes};
+    n_blocks_ += static_cast<std::uint32_t>(layer.blocks.n_packed() + layer.blocks.exact.size());
+    for (const TierBlocks& tier : layer.blocks.packed) n_bytes_ += tier.refs.size() * std::uint64_t{tier.block_bytes};
     n_bytes_ += layer.blocks.exact.size() * std::uint64_t{layer.exact_bytes};
     if (layer.blocks.sink.valid()) {
       ++n_blocks_;
@@ -98,13 +100,16 @@ std::string BlockTable::Serialise() const {
   out.Int(static_cast<std::uint32_t>(n_prompt_tokens_));
   out.Int(static_cast<std::uint16_t>(layers_.size()));
   for (const Layer& layer : layers_) {
-    out.Int(layer.packed_bytes);
     out.Int(layer.sink_bytes);
     out.Int(layer.exact_bytes);
-    out.Int(static_cast<std::uint32_t>(layer.blocks.packed.size()));
     out.Int(static_cast<std::uint32_t>(layer.blocks.exact.size()));
     out.Int(static_cast<std::uint8_t>(layer.blocks.sink.valid() ? 1 : 0));
-    for (const BlockRef ref : layer.blocks.packed) out.Int(ref.unit);
+    out.Int(static_cast<std::uint8_t>(layer.blocks.packed.size()));
+    for (const TierBlocks& tier : layer.blocks.packed) {
+      out.Int(tier.block_bytes);
+      out.Int(static_cast<std::uint32_t>(tier.refs.size()));
+      for (const BlockRef ref : tier.refs) out.Int(ref.unit);
+    }
     if (layer.blocks.sink.valid()) out.Int(layer.blocks.sink.unit);
     for (const BlockRef ref : layer.blocks.exact) out.Int(ref.unit);
   }
@@ -134,18 +139,25 @@ Result<BlockTable> BlockTable::Parse(std::span<const std::byte> bytes) {
   for (std::uint16_t l = 0; l < n_layers; ++l) {
     const std::string where = "layer " + std::to_string(l);
     Layer& layer = table.layers_[l];
-    layer.packed_bytes = in.Int<std::uint32_t>();
     layer.sink_bytes = in.Int<std::uint32_t>();
     layer.exact_bytes = in.Int<std::uint32_t>();
-    const auto n_packed = in.Int<std::uint32_t>();
     const auto n_exact = in.Int<std::uint32_t>();
     const auto has_sink = in.Int<std::uint8_t>();
-    n_blocks += std::uint64_t{n_packed} + n_exact + has_sink;
-    if (n_blocks > kBlocksMax) return BadField(where + ": more than " + std::to_string(kBlocksMax) + " blocks");
+    const auto n_tiers = in.Int<std::uint8_t>();
     if (has_sink > 1) return BadField(where + ": sink flag");
+    if (n_tiers > kTiersMax) return BadField(where + ": more than " + std::to_string(kTiersMax) + " tiers");
+    n_blocks += std::uint64_t{n_exact} + has_sink;
+    bool complete = true;
+    for (std::uint8_t i = 0; i < n_tiers && complete; ++i) {
+      TierBlocks& tier = layer.blocks.packed.emplace_back();
+      tier.block_bytes = in.Int<std::uint32_t>();
+      const auto n_refs = in.Int<std::uint32_t>();
+      n_blocks += n_refs;
+      complete = n_blocks <= kBlocksMax && ReadUnits(in, n_refs, &tier.refs);
+    }
+    if (n_blocks > kBlocksMax) return BadField(where + ": more than " + std::to_string(kBlocksMax) + " blocks");
     std::vector<BlockRef> sink;
-    if (!ReadUnits(in, n_packed, &layer.blocks.packed) || !ReadUnits(in, has_sink, &sink) ||
-        !ReadUnits(in, n_exact, &layer.blocks.exact)) {
+    if (!complete || !ReadUnits(in, has_sink, &sink) || !ReadUnits(in, n_exact, &layer.blocks.exact)) {
       return BadField(where + ": truncated, or a block without a place");
     }
     if (has_sink == 1) layer.blocks.sink = sink[0];
@@ -160,7 +172,9 @@ std::vector<BlockExtent> BlockTable::Extents() const {
   std::vector<BlockExtent> extents;
   extents.reserve(n_blocks_);
   for (const Layer& layer : layers_) {
-    for (const BlockRef ref : layer.blocks.packed) extents.push_back({ref.offset(), layer.packed_bytes});
+    for (const TierBlocks& tier : layer.blocks.packed) {
+      for (const BlockRef ref : tier.refs) extents.push_back({ref.offset(), tier.block_bytes});
+    }
     if (layer.blocks.sink.valid()) extents.push_back({layer.blocks.sink.offset(), layer.sink_bytes});
     for (const BlockRef ref : layer.blocks.exact) extents.push_back({ref.offset(), layer.exact_bytes});
   }
@@ -185,9 +199,14 @@ Status BlockTable::CheckSameShape(const BlockTable& other) const {
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     const Layer& x = layers_[l];
     const Layer& y = other.layers_[l];
-    if (x.packed_bytes != y.packed_bytes || x.sink_bytes != y.sink_bytes || x.exact_bytes != y.exact_bytes ||
-        x.blocks.packed.size() != y.blocks.packed.size() || x.blocks.exact.size() != y.blocks.exact.size() ||
-        x.blocks.sink.valid() != y.blocks.sink.valid()) {
+    const auto same_tier = [](const TierBlocks& a_tier, const TierBlocks& b_tier) {
+      return a_tier.block_bytes == b_tier.block_bytes && a_tier.refs.size() == b_tier.refs.size();
+    };
+    const auto& ours = x.blocks.packed;
+    const auto& theirs = y.blocks.packed;
+    if (x.sink_bytes != y.sink_bytes || x.exact_bytes != y.exact_bytes ||
+        !std::equal(ours.begin(), ours.end(), theirs.begin(), theirs.end(), same_tier) ||
+        x.blocks.exact.size() != y.blocks.exact.size() || x.blocks.sink.valid() != y.blocks.sink.valid()) {
       return FailedPrecondition("lease: layer " + std::to_string(l) + " has other blocks on the two sides");
     }
   }

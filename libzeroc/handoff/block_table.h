@@ -2,7 +2,8 @@
 // to.
 //
 // Both sides derive the same list of blocks from the same SequenceKv rule, so a block is named by its index in the list
-// alone: layer by layer, packed blocks in token order, then the sink block where there is one, then the exact tail.
+// alone: layer by layer, packed blocks in token order (the oldest tier first), then the sink block where there is one,
+// then the exact tail.
 // Plain values. Byte format: docs/handoff.md; the bytes are foreign and bounded by what they hold.
 #pragma once
 
@@ -37,8 +38,7 @@ struct BlockExtent {
 class BlockTable {
  public:
   struct Layer {
-    std::uint32_t packed_bytes = 0;  // bytes of one packed block
-    std::uint32_t sink_bytes = 0;
+    std::uint32_t sink_bytes = 0;  // bytes of the block; packed ones state theirs by tier
     std::uint32_t exact_bytes = 0;
     LayerBlocks blocks;
     std::uint32_t first_block = 0;  // index of the layer's first block in the whole list

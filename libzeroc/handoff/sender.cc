@@ -71,11 +71,13 @@ Result<SenderActions> Sender::OnBlocksReady(const SequenceKv& kv, const FinalBlo
 }
 
 void Sender::AddBlocks(const SequenceKv& kv, const BlockTable::Layer& local, const FinalBlocks& blocks) {
-  const auto n_packed = static_cast<std::uint32_t>(local.blocks.packed.size());
+  const auto n_packed = static_cast<std::uint32_t>(local.blocks.n_packed());
   const bool has_sink = local.blocks.sink.valid();
-  for (int b = blocks.packed_begin; b < blocks.packed_end; ++b) {
-    AddBlock(local.first_block + static_cast<std::uint32_t>(b), kv,
-             local.blocks.packed.at(static_cast<std::size_t>(b)));
+  for (const BlockRange& range : blocks.packed) {
+    for (int b = range.begin; b < range.end; ++b) {
+      AddBlock(local.first_block + static_cast<std::uint32_t>(b), kv,
+               local.blocks.packed_ref(static_cast<std::size_t>(b)));
+    }
   }
   if (blocks.sink && has_sink) AddBlock(local.first_block + n_packed, kv, local.blocks.sink);
   const std::uint32_t first_exact = local.first_block + n_packed + (has_sink ? 1 : 0);

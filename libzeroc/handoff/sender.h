@@ -34,7 +34,7 @@ namespace zeroc {
 // Blocks of one layer that became final, as indices into SequenceKv::BlocksAt(layer, n_prompt_tokens).
 struct FinalBlocks {
   int layer = 0;
-  int packed_begin = 0, packed_end = 0;
+  std::vector<BlockRange> packed;
   bool sink = false;
   int exact_begin = 0, exact_end = 0;
 };

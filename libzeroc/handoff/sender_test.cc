@@ -56,9 +56,9 @@ class SenderTest : public ::testing::Test {
   }
 
   SenderActions Ready(int layer) {
-    const auto n_packed = static_cast<int>(remote_.layer(layer).blocks.packed.size());
+    const auto n_packed = static_cast<int>(remote_.layer(layer).blocks.n_packed());
     const auto n_exact = static_cast<int>(remote_.layer(layer).blocks.exact.size());
-    return sender_.OnBlocksReady(*prefill_.kv, {layer, 0, n_packed, true, 0, n_exact}, now_).value();
+    return sender_.OnBlocksReady(*prefill_.kv, {layer, {{0, n_packed}}, true, 0, n_exact}, now_).value();
   }
   SenderActions AckAttach() { return sender_.OnMessage(AttachAckMessage{kLease, 0, OkStatus()}, now_); }
   SenderActions FirstTokenDrawn() { return sender_.OnFirstToken({5, -1, {}, 9, kTokens}, now_); }
@@ -241,7 +241,8 @@ TEST_F(SenderTest, HeartbeatsGoOnWhilePrefillComputes) {
 TEST_F(SenderTest, ALeaseOfAnotherShapeIsRefused) {
   const Side other(512);
   const auto kv = SequenceKv::Create(*other.pool, MakeFormat(3), kTokens, 512).value();
-  EXPECT_EQ(sender_.OnBlocksReady(*kv, {0, 0, 1, false, false}, now_).status().code(), StatusCode::kFailedPrecondition);
+  const Status late = sender_.OnBlocksReady(*kv, {0, {{0, 1}}, false, 0, 0}, now_).status();
+  EXPECT_EQ(late.code(), StatusCode::kFailedPrecondition);
 }
 
 TEST(AnswerWithoutSenderTest, OnlyToWhoWaitsForIt) {

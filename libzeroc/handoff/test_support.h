@@ -21,25 +21,17 @@ inline constexpr int kLayers = 3;
 inline constexpr char kModel[] = "0123456789abcdef0123456789abcdef";
 inline constexpr char kPlan[] = "plan-of-the-test";
 
-// bits 16: nothing is packed.
+// bits 16: nothing is packed. Below 4 bits the youngest packed blocks pass two tiers, of 8 and 4 bits.
 inline std::shared_ptr<const KvFormat> MakeFormat(int bits) {
   constexpr int kHeadDim = 16;
   const ModelGeometry geometry{kLayers, 2, 1, kHeadDim, 32};
-  const Profile profile = UniformProfile("test", bits, kLayers, kHeadDim);
-  const ProfileLayouts layouts = ProfileLayouts::Make(profile, geometry).value();
-  auto format = std::make_shared<KvFormat>();
-  format->profile = profile.name;
-  format->n_layers = kLayers;
-  format->n_kv_heads = 1;
-  format->head_dim = kHeadDim;
-  format->sink_tokens = layouts.has_sink ? profile.sink_tokens : 0;
-  format->recent_tokens = profile.recent_tokens;
-  format->packs = profile.packs();
-  format->exact = layouts.exact;
-  format->sink = layouts.sink;
-  format->packed = layouts.packed;
-  format->layout_hash = layouts.layout_hash;
-  return format;
+  Profile profile = UniformProfile("test", bits, kLayers, kHeadDim);
+  if (bits < 4) {
+    profile.recent_tokens = 0;
+    profile.young = {{1, UniformProfile("8", 8, kLayers, kHeadDim).layers},
+                     {2, UniformProfile("4", 4, kLayers, kHeadDim).layers}};
+  }
+  return KvFormat::FromProfile(geometry, profile, /*exact_bits=*/16).value();
 }
 
 class Arena {

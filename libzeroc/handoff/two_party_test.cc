@@ -299,16 +299,16 @@ class PrefillNode final : public Node, public TransportListener {
   }
   void Compute(std::uint64_t seed, Job& job) {
     const BlockTable::Layer& layer = job.local.layer(job.layer);
-    const int n_packed = static_cast<int>(layer.blocks.packed.size());
+    const int n_packed = static_cast<int>(layer.blocks.n_packed());
     const int n_exact = static_cast<int>(layer.blocks.exact.size());
-    FinalBlocks final{job.layer, job.n_packed, std::min(job.n_packed + 2, n_packed), false, job.n_exact, n_exact};
+    const BlockRange packed{job.n_packed, std::min(job.n_packed + 2, n_packed)};
+    FinalBlocks final{job.layer, {packed}, false, job.n_exact, n_exact};
     // The tail comes with the last packed blocks, or without any block by block.
-    if (final.packed_end < n_packed) final.exact_end = 0;
+    if (packed.end < n_packed) final.exact_end = 0;
     if (n_packed == 0) final.exact_end = std::min(job.n_exact + 1, n_exact);
-    const bool last = final.packed_end == n_packed && final.exact_end == n_exact;
-    final.sink = job.n_packed == 0 && final.packed_end > 0;
-    for (int b = final.packed_begin; b < final.packed_end; ++b)
-      Fill(seed, job, layer.first_block + static_cast<std::size_t>(b));
+    const bool last = packed.end == n_packed && final.exact_end == n_exact;
+    final.sink = job.n_packed == 0 && packed.end > 0;
+    for (int b = packed.begin; b < packed.end; ++b) Fill(seed, job, layer.first_block + static_cast<std::size_t>(b));
     std::size_t next = layer.first_block + static_cast<std::size_t>(n_packed);
     if (layer.blocks.sink.valid()) {
       if (final.sink) Fill(seed, job, next);
@@ -317,7 +317,7 @@ class PrefillNode final : public Node, public TransportListener {
     for (int b = final.exact_begin; b < final.exact_end; ++b) Fill(seed, job, next + static_cast<std::size_t>(b));
     if (++job.layer == kLayers) {
       job.layer = 0;
-      job.n_packed = final.packed_end;
+      job.n_packed = packed.end;
       job.n_exact = final.exact_end;
       job.stopped = last;
     }

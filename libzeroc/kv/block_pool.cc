@@ -7,15 +7,16 @@
 namespace zeroc {
 namespace {
 
-constexpr std::size_t kUnitBytes = 64;
+constexpr std::size_t kUnitBytes = BlockRef::kUnitBytes;
+constexpr std::size_t kSlabAlignment = 64;  // cache lines, for the blocks whose size keeps to them
 
 }  // namespace
 
 Result<std::unique_ptr<BlockPool>> BlockPool::Create(std::span<std::byte> arena, std::size_t slab_bytes) {
-  if (slab_bytes == 0 || slab_bytes % kUnitBytes != 0) {
+  if (slab_bytes == 0 || slab_bytes % kSlabAlignment != 0) {
     return InvalidArgument("block pool: slab of " + std::to_string(slab_bytes) + " bytes is not a multiple of 64");
   }
-  if (reinterpret_cast<std::uintptr_t>(arena.data()) % kUnitBytes != 0) {
+  if (reinterpret_cast<std::uintptr_t>(arena.data()) % kSlabAlignment != 0) {
     return InvalidArgument("block pool: the arena is not 64-byte aligned");
   }
   if (arena.size() < slab_bytes) {
@@ -23,7 +24,7 @@ Result<std::unique_ptr<BlockPool>> BlockPool::Create(std::span<std::byte> arena,
                            std::to_string(slab_bytes));
   }
   if (arena.size() / kUnitBytes >= BlockRef::kNone) {
-    return InvalidArgument("block pool: an arena of " + std::to_string(arena.size()) + " bytes is over 256 GiB");
+    return InvalidArgument("block pool: an arena of " + std::to_string(arena.size()) + " bytes is over 64 GiB");
   }
   return std::unique_ptr<BlockPool>(new BlockPool(arena, slab_bytes));
 }
@@ -54,7 +55,7 @@ bool BlockPool::TakeFromSlab(std::size_t slab_idx, std::size_t* n_wanted, std::v
 Status BlockPool::Allocate(std::size_t block_bytes, std::size_t n, std::vector<BlockRef>* out) {
   if (block_bytes == 0 || block_bytes % kUnitBytes != 0 || block_bytes > slab_bytes_) {
     return InvalidArgument("block pool: a block of " + std::to_string(block_bytes) + " bytes does not fit slabs of " +
-                           std::to_string(slab_bytes_) + " (in multiples of 64)");
+                           std::to_string(slab_bytes_) + " (in multiples of 16)");
   }
   if (n == 0) return OkStatus();
   const std::size_t per_slab = slab_bytes_ / block_bytes;

@@ -5,7 +5,8 @@
 // returns to the common stock with the last, so that profiles with different block sizes share memory without a split
 // fixed at start. Blocks of one call lie side by side where they can, which lets transfers coalesce.
 //
-// Not thread-safe: the engine's step loop owns it. The arena outlives the pool. Blocks are 64-byte aligned.
+// Not thread-safe: the engine's step loop owns it. The arena outlives the pool. Blocks are 16-byte aligned, and
+// 64-byte aligned where their size is a multiple of 64.
 #pragma once
 
 #include <cstddef>
@@ -20,13 +21,14 @@
 
 namespace zeroc {
 
-// A block's place in the arena, in units of 64 bytes: small, comparable, and meaningful to a remote writer.
+// A block's place in the arena, in units of 16 bytes: small, comparable, and meaningful to a remote writer.
 struct BlockRef {
   static constexpr std::uint32_t kNone = 0xffffffffu;
+  static constexpr std::uint32_t kUnitBytes = 16;
   std::uint32_t unit = kNone;
 
   bool valid() const { return unit != kNone; }
-  std::uint64_t offset() const { return std::uint64_t{unit} * 64; }
+  std::uint64_t offset() const { return std::uint64_t{unit} * kUnitBytes; }
   friend bool operator==(const BlockRef&, const BlockRef&) = default;
 };
 
@@ -39,10 +41,10 @@ class BlockPool {
     std::uint64_t n_blocks_used = 0;
   };
 
-  // kInvalidArgument if the arena holds not one slab, is misaligned (64 bytes) or too large for BlockRef (256 GiB).
+  // kInvalidArgument if the arena holds not one slab, is misaligned (64 bytes) or too large for BlockRef (64 GiB).
   static Result<std::unique_ptr<BlockPool>> Create(std::span<std::byte> arena, std::size_t slab_bytes);
 
-  // Appends n blocks of block_bytes (a multiple of 64, at most slab_bytes) to *out, all or none.
+  // Appends n blocks of block_bytes (a multiple of 16, at most slab_bytes) to *out, all or none.
   // kResourceExhausted when they do not fit; kInvalidArgument for a bad size.
   Status Allocate(std::size_t block_bytes, std::size_t n, std::vector<BlockRef>* out);
 

@@ -1,12 +1,36 @@
 #include "libzeroc/kv/kv_format.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "libzeroc/compression/plan.h"
-#include "libzeroc/compression/profile.h"
 
 namespace zeroc {
 namespace {
 
-Result<std::shared_ptr<KvFormat>> Make(const ModelGeometry& geometry, const Profile& profile, int exact_bits) {
+std::vector<float> ExpandMass(const KvShape& shape, int n_kv_heads) {
+  if (shape.mass.empty()) return {};
+  constexpr std::size_t kColumns = KvTier::kMassColumns;
+  const std::size_t per_head = 1 + shape.k.runs.size();
+  std::vector<float> out(static_cast<std::size_t>(n_kv_heads) * kColumns, 0.0f);
+  for (std::size_t i = 0; i < shape.mass.size(); ++i) out[i / per_head * kColumns + i % per_head] = shape.mass[i];
+  return out;
+}
+
+}  // namespace
+
+int KvFormat::MinAge(int tier) const {
+  int n_younger = 0;
+  for (int i = 0; i < tier; ++i) n_younger += tiers[static_cast<std::size_t>(i)].n_blocks;
+  return recent_tokens + 1 + n_younger * kernels::kBlockTokens;
+}
+
+int KvFormat::BlocksAt(int tier, int query_pos) const {
+  return packs ? zeroc::PackedBlocksAt(query_pos, MinAge(tier) - 1) : 0;
+}
+
+Result<std::shared_ptr<KvFormat>> KvFormat::FromProfile(const ModelGeometry& geometry, const Profile& profile,
+                                                        int exact_bits) {
   ZEROC_ASSIGN_OR_RETURN(ProfileLayouts layouts, ProfileLayouts::Make(profile, geometry, exact_bits));
   auto format = std::make_shared<KvFormat>();
   format->profile = profile.name;
@@ -18,21 +42,23 @@ Result<std::shared_ptr<KvFormat>> Make(const ModelGeometry& geometry, const Prof
   format->packs = profile.packs();
   format->exact = layouts.exact;
   format->sink = layouts.sink;
-  format->packed = std::move(layouts.packed);
+  for (std::size_t i = 0; i < layouts.tiers.size(); ++i) {
+    const bool is_young = i < profile.young.size();
+    KvTier& tier = format->tiers.emplace_back();
+    tier.n_blocks = is_young ? profile.young[i].n_blocks : 0;
+    tier.layouts = std::move(layouts.tiers[i]);
+    for (const KvShape& shape : is_young ? profile.young[i].layers : profile.layers) {
+      tier.mass.push_back(ExpandMass(shape, geometry.n_kv_heads));
+    }
+  }
   format->layout_hash = layouts.layout_hash;
   return format;
 }
 
-}  // namespace
-
-int KvFormat::PackedBlocksAt(int query_pos) const {
-  return packs ? zeroc::PackedBlocksAt(query_pos, recent_tokens) : 0;
-}
-
 Result<std::shared_ptr<const KvFormat>> KvFormat::Uncompressed(const ModelConfig& config, int exact_bits) {
   const ModelGeometry geometry = GeometryOf(config);
-  Profile none = UniformProfile("none", 16, geometry.n_layers, geometry.head_dim);
-  ZEROC_ASSIGN_OR_RETURN(std::shared_ptr<KvFormat> format, Make(geometry, none, exact_bits));
+  const Profile none = UniformProfile("none", 16, geometry.n_layers, geometry.head_dim);
+  ZEROC_ASSIGN_OR_RETURN(std::shared_ptr<KvFormat> format, FromProfile(geometry, none, exact_bits));
   return std::shared_ptr<const KvFormat>(std::move(format));
 }
 
@@ -48,7 +74,7 @@ Result<std::shared_ptr<const KvFormat>> KvFormat::FromPlan(const ModelConfig& co
     for (const Profile& p : plan.ladder()) known += (known.empty() ? "" : ", ") + p.name;
     return NotFound("profile '" + profile_name + "' is not in plan " + plan.plan_id() + " (it has " + known + ")");
   }
-  ZEROC_ASSIGN_OR_RETURN(std::shared_ptr<KvFormat> format, Make(geometry, *profile, exact_bits));
+  ZEROC_ASSIGN_OR_RETURN(std::shared_ptr<KvFormat> format, FromProfile(geometry, *profile, exact_bits));
   if (format->packs) {
     for (int layer = 0; layer < geometry.n_layers; ++layer) {
       KeyMaps maps = plan.KeyMapsOf(*profile, layer);

@@ -1,4 +1,4 @@
-// What one profile makes of one model's KV cache: block layouts per layer, windows, and the maps into packed
+// What one profile makes of one model's KV cache: block layouts per layer, windows and tiers, and the maps into packed
 // coordinates.
 //
 // Made once per profile and shared, read-only, by every sequence that uses it. Two workers may exchange blocks exactly
@@ -12,12 +12,22 @@
 
 #include "kernels/kv_block.h"
 #include "libzeroc/base/status.h"
+#include "libzeroc/compression/profile.h"
 
 namespace zeroc {
 
 struct ModelConfig;
-struct Profile;
 class Plan;
+
+// One age class of packed blocks.
+struct KvTier {
+  int n_blocks = 0;                             // blocks in it; 0 for the oldest tier, which holds the rest
+  std::vector<kernels::KvBlockLayout> layouts;  // [n_layers]
+  // Mass correction (KvShape::mass) by layer, [n_kv_heads][kMassColumns]: a constant, then one coefficient per K run, 0
+  // behind the last. Empty for a layer without.
+  static constexpr int kMassColumns = 1 + kernels::kMaxRuns;
+  std::vector<std::vector<float>> mass;
+};
 
 struct KvFormat {
   std::string profile;
@@ -28,9 +38,9 @@ struct KvFormat {
   int recent_tokens = 0;
   bool packs = false;  // false: every block stays exact (profile bf16, method none)
 
-  kernels::KvBlockLayout exact;                // 64 tokens, one 16-bit run (32-bit for the reference engine)
-  kernels::KvBlockLayout sink;                 // 16 tokens, as exact
-  std::vector<kernels::KvBlockLayout> packed;  // [n_layers], empty unless packs
+  kernels::KvBlockLayout exact;  // 64 tokens, one 16-bit run (32-bit for the reference engine)
+  kernels::KvBlockLayout sink;   // 16 tokens, as exact
+  std::vector<KvTier> tiers;     // youngest first, empty unless packs
 
   // Maps of the profile, its Hadamard rotation included; empty for the identity.
   std::vector<std::vector<float>> k_map;  // [n_layers][n_kv_heads, head_dim, head_dim], k' = B^T k
@@ -38,8 +48,15 @@ struct KvFormat {
 
   std::uint64_t layout_hash = 0;
 
-  // Logical blocks that the query at query_pos sees packed.
-  int PackedBlocksAt(int query_pos) const;
+  // Segments that a query may see: sink, tiers, exact window.
+  static constexpr int kMaxSegments = 2 + kMaxYoungTiers + 1;
+
+  // Logical blocks, from the start of the sequence, that the query at query_pos sees in `tier` or an older one.
+  int BlocksAt(int tier, int query_pos) const;
+  int PackedBlocksAt(int query_pos) const { return BlocksAt(0, query_pos); }
+
+  // A block of `tier` has an age (query position minus position of its last token) from here up to the next tier's.
+  int MinAge(int tier) const;
 
   // Without a plan nothing is packed (method none). exact_bits is 16, or 32 for the reference engine.
   static Result<std::shared_ptr<const KvFormat>> Uncompressed(const ModelConfig& config, int exact_bits);
@@ -47,6 +64,10 @@ struct KvFormat {
   // kNotFound for a profile that the plan does not have; kFailedPrecondition if the plan's shape is not the model's.
   static Result<std::shared_ptr<const KvFormat>> FromPlan(const ModelConfig& config, const Plan& plan,
                                                           const std::string& profile, int exact_bits);
+
+  // The sizes alone, for a profile without maps: what a pool, a lease and the tests need.
+  static Result<std::shared_ptr<KvFormat>> FromProfile(const ModelGeometry& geometry, const Profile& profile,
+                                                       int exact_bits);
 };
 
 }  // namespace zeroc

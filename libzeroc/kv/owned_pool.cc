@@ -3,16 +3,27 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <set>
 #include <string>
 
 #include "libzeroc/kv/sequence_kv.h"
 
 namespace zeroc {
+namespace {
+
+// Of all blocks that a sequence of this format may take.
+std::set<std::int64_t> BlockSizes(const KvFormat& format) {
+  std::set<std::int64_t> sizes{format.exact.block_bytes, format.sink.block_bytes};
+  for (const KvTier& tier : format.tiers) {
+    for (const auto& layout : tier.layouts) sizes.insert(layout.block_bytes);
+  }
+  return sizes;
+}
+
+}  // namespace
 
 std::size_t SlabBytesFor(const KvFormat& format) {
-  std::size_t largest = static_cast<std::size_t>(std::max(format.exact.block_bytes, format.sink.block_bytes));
-  for (const auto& layout : format.packed) largest = std::max(largest, static_cast<std::size_t>(layout.block_bytes));
-  return std::max<std::size_t>(std::size_t{1} << 20, 4 * largest);
+  return std::max<std::size_t>(std::size_t{1} << 20, 4 * static_cast<std::size_t>(*BlockSizes(format).rbegin()));
 }
 
 Result<std::unique_ptr<OwnedPool>> OwnedPool::Create(const KvFormat& format, int n_sequences, int max_tokens,
@@ -21,7 +32,7 @@ Result<std::unique_ptr<OwnedPool>> OwnedPool::Create(const KvFormat& format, int
   const std::uint64_t blocks =
       static_cast<std::uint64_t>(n_sequences) * SequenceKv::BytesNeeded(format, max_tokens, step_tokens_max);
   // Blocks do not straddle slabs: up to a quarter of a slab is lost at its end, and every block size starts slabs anew.
-  const std::uint64_t n_slabs = (blocks + blocks / 3) / slab + static_cast<std::uint64_t>(format.n_layers) + 4;
+  const std::uint64_t n_slabs = (blocks + blocks / 3) / slab + BlockSizes(format).size() + 1;
   std::unique_ptr<OwnedPool> owned(new OwnedPool());
   void* memory =
       mmap(nullptr, n_slabs * slab, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

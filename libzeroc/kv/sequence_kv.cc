@@ -23,18 +23,45 @@ int ExactSlots(const KvFormat& format, int max_tokens, int step_tokens_max) {
   return std::min(all, BlocksFor(format.recent_tokens + kBlockTokens - 1 + step_tokens_max));
 }
 
+// Blocks of a tier that may be live at once: those that a step's first query sees in it, and those that enter it in the
+// step, which are at most BlocksFor(step) however the step lies to the borders.
+int TierSlots(const KvFormat& format, int tier, int max_tokens, int step_tokens_max) {
+  const int all = format.BlocksAt(tier, max_tokens);
+  const int n_blocks = format.tiers[static_cast<std::size_t>(tier)].n_blocks;
+  return n_blocks == 0 ? all : std::min(all, n_blocks + BlocksFor(step_tokens_max));
+}
+
+std::uint64_t BlockBytes(const kernels::KvBlockLayout& layout) {
+  return static_cast<std::uint64_t>(layout.block_bytes);
+}
+
 }  // namespace
 
-std::uint64_t SequenceKv::BytesNeeded(const KvFormat& format, int max_tokens, int step_tokens_max) {
-  const std::uint64_t n_packed = static_cast<std::uint64_t>(format.PackedBlocksAt(max_tokens));
-  const std::uint64_t n_exact = static_cast<std::uint64_t>(ExactSlots(format, max_tokens, step_tokens_max));
-  std::uint64_t bytes = 0;
-  for (int layer = 0; layer < format.n_layers; ++layer) {
-    bytes += n_exact * static_cast<std::uint64_t>(format.exact.block_bytes);
-    if (n_packed == 0) continue;
-    bytes += n_packed * static_cast<std::uint64_t>(format.packed[layer].block_bytes);
-    if (format.sink_tokens > 0) bytes += static_cast<std::uint64_t>(format.sink.block_bytes);
+std::size_t LayerBlocks::n_packed() const {
+  std::size_t n = 0;
+  for (const TierBlocks& tier : packed) n += tier.refs.size();
+  return n;
+}
+
+BlockRef LayerBlocks::packed_ref(std::size_t block_idx) const {
+  for (const TierBlocks& tier : packed) {
+    if (block_idx < tier.refs.size()) return tier.refs[block_idx];
+    block_idx -= tier.refs.size();
   }
+  return {};
+}
+
+std::uint64_t SequenceKv::BytesNeeded(const KvFormat& format, int max_tokens, int step_tokens_max) {
+  const auto n_exact = static_cast<std::uint64_t>(ExactSlots(format, max_tokens, step_tokens_max));
+  std::uint64_t bytes = static_cast<std::uint64_t>(format.n_layers) * n_exact * BlockBytes(format.exact);
+  if (format.PackedBlocksAt(max_tokens) == 0) return bytes;
+  for (std::size_t tier = 0; tier < format.tiers.size(); ++tier) {
+    const int n_slots = TierSlots(format, static_cast<int>(tier), max_tokens, step_tokens_max);
+    for (const kernels::KvBlockLayout& layout : format.tiers[tier].layouts) {
+      bytes += static_cast<std::uint64_t>(n_slots) * BlockBytes(layout);
+    }
+  }
+  if (format.sink_tokens > 0) bytes += static_cast<std::uint64_t>(format.n_layers) * BlockBytes(format.sink);
   return bytes;
 }
 
@@ -54,27 +81,35 @@ SequenceKv::SequenceKv(BlockPool& pool, std::shared_ptr<const KvFormat> format, 
       format_(std::move(format)),
       max_tokens_(max_tokens),
       step_tokens_max_(step_tokens_max),
-      layers_(static_cast<std::size_t>(format_->n_layers)) {}
+      layers_(static_cast<std::size_t>(format_->n_layers)),
+      spans_(format_->tiers.size()) {}
 
 SequenceKv::~SequenceKv() {
   for (const Layer& layer : layers_) {
-    for (const BlockRef ref : layer.packed) pool_.Release(ref);
-    for (const BlockRef ref : layer.exact) pool_.Release(ref);
+    for (const Ring& tier : layer.tiers) {
+      for (const BlockRef ref : tier.refs) pool_.Release(ref);
+    }
+    for (const BlockRef ref : layer.exact.refs) pool_.Release(ref);
     if (layer.sink.valid()) pool_.Release(layer.sink);
   }
 }
 
 Status SequenceKv::TakeBlocks() {
-  const auto n_packed = static_cast<std::size_t>(format_->PackedBlocksAt(max_tokens_));
-  const auto n_exact = static_cast<std::size_t>(ExactSlots(*format_, max_tokens_, step_tokens_max_));
+  const auto take = [this](const kernels::KvBlockLayout& layout, int n, Ring& ring) {
+    ring.window.reserve(static_cast<std::size_t>(n));
+    return pool_.Allocate(static_cast<std::size_t>(layout.block_bytes), static_cast<std::size_t>(n), &ring.refs);
+  };
+  const bool will_pack = format_->PackedBlocksAt(max_tokens_) > 0;
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     Layer& layer = layers_[l];
-    ZEROC_RETURN_IF_ERROR(pool_.Allocate(static_cast<std::size_t>(format_->exact.block_bytes), n_exact, &layer.exact));
-    layer.exact_window.reserve(n_exact);
-    if (n_packed == 0) continue;
-    ZEROC_RETURN_IF_ERROR(
-        pool_.Allocate(static_cast<std::size_t>(format_->packed[l].block_bytes), n_packed, &layer.packed));
-    for (const BlockRef ref : layer.packed) layer.packed_data.push_back(Data(ref));
+    layer.tiers.resize(format_->tiers.size());
+    ZEROC_RETURN_IF_ERROR(take(format_->exact, ExactSlots(*format_, max_tokens_, step_tokens_max_), layer.exact));
+    if (!will_pack) continue;
+    for (int tier = 0; tier < n_tiers(); ++tier) {
+      ZEROC_RETURN_IF_ERROR(take(format_->tiers[static_cast<std::size_t>(tier)].layouts[l],
+                                 TierSlots(*format_, tier, max_tokens_, step_tokens_max_),
+                                 layer.tiers[static_cast<std::size_t>(tier)]));
+    }
     if (format_->sink_tokens == 0) continue;
     std::vector<BlockRef> sink;
     ZEROC_RETURN_IF_ERROR(pool_.Allocate(static_cast<std::size_t>(format_->sink.block_bytes), 1, &sink));
@@ -84,39 +119,54 @@ Status SequenceKv::TakeBlocks() {
   return OkStatus();
 }
 
+void SequenceKv::FillWindow(int begin, int end, Ring& ring) const {
+  ZEROC_CHECK(end - begin <= static_cast<int>(ring.refs.size()), begin, end, ring.refs.size());
+  // Only the oldest tier's window grows without end, and its blocks never move: append what is new.
+  if (ring.window_begin != begin || static_cast<int>(ring.window.size()) > end - begin) ring.window.clear();
+  ring.window_begin = begin;
+  for (int b = begin + static_cast<int>(ring.window.size()); b < end; ++b) ring.window.push_back(Data(ring.At(b)));
+}
+
 void SequenceKv::BeginStep(int n_new) {
   ZEROC_CHECK(!in_step() && n_new >= 1 && n_new <= step_tokens_max_ && n_tokens_ + n_new <= max_tokens_, n_new,
               n_tokens_, max_tokens_, step_tokens_max_);
   step_tokens_ = n_new;
-  pack_end_ = format_->PackedBlocksAt(n_tokens_ + n_new);
-  const int exact_end = BlocksFor(n_tokens_ + n_new);
+  for (int tier = 0; tier < n_tiers(); ++tier) {
+    spans_[static_cast<std::size_t>(tier)].step_end = format_->BlocksAt(tier, n_tokens_ + n_new);
+  }
   for (Layer& layer : layers_) {
-    const auto n_slots = static_cast<int>(layer.exact.size());
-    ZEROC_CHECK(exact_end - exact_begin_ <= n_slots, exact_begin_, exact_end, n_slots);
-    layer.exact_window.clear();
-    for (int b = exact_begin_; b < exact_end; ++b) {
-      layer.exact_window.push_back(Data(layer.exact[static_cast<std::size_t>(b % n_slots)]));
+    FillWindow(exact_begin_, BlocksFor(n_tokens_ + n_new), layer.exact);
+    for (std::size_t tier = 0; tier < spans_.size(); ++tier) {
+      FillWindow(spans_[tier].begin, spans_[tier].step_end, layer.tiers[tier]);
     }
   }
 }
 
 std::uint8_t* const* SequenceKv::WriteBlocks(int layer) const {
-  return layers_[static_cast<std::size_t>(layer)].exact_window.data() + (n_tokens_ / kBlockTokens - exact_begin_);
+  return layers_[static_cast<std::size_t>(layer)].exact.window.data() + (n_tokens_ / kBlockTokens - exact_begin_);
 }
 
-const std::uint8_t* SequenceKv::ExactBlock(int layer, int block_idx) const {
-  return layers_[static_cast<std::size_t>(layer)].exact_window[static_cast<std::size_t>(block_idx - exact_begin_)];
+const std::uint8_t* SequenceKv::PackSource(int layer, int tier, int block_idx) const {
+  const Layer& l = layers_[static_cast<std::size_t>(layer)];
+  const Ring& from = tier == 0 ? l.exact : l.tiers[static_cast<std::size_t>(tier) - 1];
+  return from.window[static_cast<std::size_t>(block_idx - from.window_begin)];
 }
 
-std::uint8_t* SequenceKv::PackedBlock(int layer, int block_idx) const {
-  return layers_[static_cast<std::size_t>(layer)].packed_data[static_cast<std::size_t>(block_idx)];
+const kernels::KvBlockLayout& SequenceKv::SourceLayout(int layer, int tier) const {
+  if (tier == 0) return format_->exact;
+  return format_->tiers[static_cast<std::size_t>(tier) - 1].layouts[static_cast<std::size_t>(layer)];
+}
+
+std::uint8_t* SequenceKv::PackedBlock(int layer, int tier, int block_idx) const {
+  const Ring& to = layers_[static_cast<std::size_t>(layer)].tiers[static_cast<std::size_t>(tier)];
+  return to.window[static_cast<std::size_t>(block_idx - to.window_begin)];
 }
 
 void SequenceKv::CopySink(int layer) {
   if (format_->sink_tokens == 0) return;
   const kernels::KvBlockLayout& exact = format_->exact;
   const kernels::KvBlockLayout& sink = format_->sink;
-  const std::uint8_t* from = ExactBlock(layer, 0);
+  const std::uint8_t* from = PackSource(layer, 0, 0);
   std::uint8_t* to = layers_[static_cast<std::size_t>(layer)].sink_data;
   const auto tile_bytes = static_cast<std::size_t>(kernels::TileBytes(exact.k.runs[0].bits));
   const auto coord_tiles = static_cast<std::size_t>(exact.head_dim / kTileLanes);
@@ -133,66 +183,98 @@ void SequenceKv::CopySink(int layer) {
   }
 }
 
-int SequenceKv::Segments(int layer, int first_pos, int last_pos, kernels::KvSegment out[3]) const {
+int SequenceKv::Segments(int layer, int first_pos, int last_pos, kernels::KvSegment out[KvFormat::kMaxSegments]) const {
   const Layer& l = layers_[static_cast<std::size_t>(layer)];
-  const int n_packed = format_->PackedBlocksAt(first_pos);
-  ZEROC_CHECK(n_packed == format_->PackedBlocksAt(last_pos) && n_packed <= pack_end_ && n_packed >= exact_begin_,
-              first_pos, last_pos, n_packed, pack_end_, exact_begin_);
+  const int first_packed = format_->PackedBlocksAt(first_pos);
+  const int last_packed = format_->PackedBlocksAt(last_pos);
+  ZEROC_CHECK(first_packed >= exact_begin_ && first_packed <= last_packed, first_pos, last_pos, exact_begin_);
   int n = 0;
-  const int exact_first_pos = n_packed * kBlockTokens;
-  if (n_packed > 0) {
-    if (format_->sink_tokens > 0) {
-      out[n++] = {&l.sink_data, 1, &format_->sink, 0, 0, format_->sink_tokens};
-    }
-    out[n++] = {l.packed_data.data(), n_packed,       &format_->packed[static_cast<std::size_t>(layer)], 0,
-                format_->sink_tokens, exact_first_pos};
+  if (last_packed > 0 && format_->sink_tokens > 0) {
+    // The sink stands in for the first tokens of block 0 while that is seen packed.
+    out[n] = {&l.sink_data, 1, &format_->sink, 0, 0, format_->sink_tokens};
+    out[n++].min_age = format_->MinAge(0) + kBlockTokens - format_->sink_tokens;
   }
-  out[n++] = {l.exact_window.data() + (n_packed - exact_begin_),
-              BlocksFor(last_pos + 1) - n_packed,
-              &format_->exact,
-              exact_first_pos,
-              exact_first_pos,
-              last_pos + 1};
-  return n;
+  for (int tier = n_tiers() - 1; tier >= 0; --tier) {
+    const bool is_oldest = tier + 1 == n_tiers();
+    const int begin = is_oldest ? 0 : format_->BlocksAt(tier + 1, first_pos);
+    const int end = format_->BlocksAt(tier, last_pos);
+    if (begin >= end) continue;
+    const Ring& ring = l.tiers[static_cast<std::size_t>(tier)];
+    ZEROC_CHECK(begin >= ring.window_begin && end <= ring.window_begin + static_cast<int>(ring.window.size()), begin,
+                end, ring.window_begin, ring.window.size());
+    const KvTier& format = format_->tiers[static_cast<std::size_t>(tier)];
+    const std::vector<float>& mass = format.mass[static_cast<std::size_t>(layer)];
+    const int first = begin * kBlockTokens;
+    out[n] = {ring.window.data() + (begin - ring.window_begin),
+              end - begin,
+              &format.layouts[static_cast<std::size_t>(layer)],
+              first,
+              std::max(first, format_->sink_tokens),
+              end * kBlockTokens};
+    out[n].min_age = format_->MinAge(tier);
+    if (!is_oldest) out[n].max_age = format_->MinAge(tier + 1) - 1;
+    out[n++].mass = mass.empty() ? nullptr : mass.data();
+  }
+  const int exact_first_pos = first_packed * kBlockTokens;
+  out[n] = {l.exact.window.data() + (first_packed - exact_begin_),
+            BlocksFor(last_pos + 1) - first_packed,
+            &format_->exact,
+            exact_first_pos,
+            exact_first_pos,
+            last_pos + 1};
+  if (format_->packs) out[n].max_age = format_->MinAge(0) - 1;
+  return n + 1;
+}
+
+// What is live when the next query stands at n_tokens.
+void SequenceKv::SetSpans(int n_tokens) {
+  n_tokens_ = n_tokens;
+  exact_begin_ = format_->PackedBlocksAt(n_tokens);
+  for (int tier = 0; tier < n_tiers(); ++tier) {
+    const int end = format_->BlocksAt(tier, n_tokens);
+    spans_[static_cast<std::size_t>(tier)] = {tier + 1 < n_tiers() ? format_->BlocksAt(tier + 1, n_tokens) : 0, end,
+                                              end};
+  }
 }
 
 void SequenceKv::EndStep() {
   ZEROC_CHECK(in_step());
-  n_tokens_ += step_tokens_;
+  SetSpans(n_tokens_ + step_tokens_);
   step_tokens_ = 0;
-  n_packed_ = pack_end_;
-  exact_begin_ = n_packed_;
 }
 
 LayerBlocks SequenceKv::BlocksAt(int layer, int n_tokens) const {
   const Layer& l = layers_[static_cast<std::size_t>(layer)];
-  const int n_packed = format_->PackedBlocksAt(n_tokens);
-  const auto n_slots = static_cast<int>(l.exact.size());
   LayerBlocks blocks;
-  blocks.packed.assign(l.packed.begin(), l.packed.begin() + n_packed);
-  if (n_packed > 0) blocks.sink = l.sink;
-  for (int b = n_packed; b < BlocksFor(n_tokens); ++b) {
-    blocks.exact.push_back(l.exact[static_cast<std::size_t>(b % n_slots)]);
+  for (int tier = n_tiers() - 1; tier >= 0; --tier) {
+    TierBlocks& group = blocks.packed.emplace_back();
+    group.block_bytes = static_cast<std::uint32_t>(
+        format_->tiers[static_cast<std::size_t>(tier)].layouts[static_cast<std::size_t>(layer)].block_bytes);
+    const int begin = tier + 1 < n_tiers() ? format_->BlocksAt(tier + 1, n_tokens) : 0;
+    for (int b = begin; b < format_->BlocksAt(tier, n_tokens); ++b) {
+      group.refs.push_back(l.tiers[static_cast<std::size_t>(tier)].At(b));
+    }
   }
+  if (blocks.n_packed() > 0) blocks.sink = l.sink;
+  for (int b = format_->PackedBlocksAt(n_tokens); b < BlocksFor(n_tokens); ++b) blocks.exact.push_back(l.exact.At(b));
   return blocks;
 }
 
 void SequenceKv::AdoptPrompt(int n_tokens) {
   ZEROC_CHECK(n_tokens_ == 0 && !in_step() && n_tokens >= 1 && n_tokens <= max_tokens_, n_tokens, n_tokens_,
               max_tokens_);
-  n_tokens_ = n_tokens;
-  n_packed_ = exact_begin_ = pack_end_ = format_->PackedBlocksAt(n_tokens);
+  SetSpans(n_tokens);
 }
 
 std::uint64_t SequenceKv::HeldBytes() const {
-  const auto n_packed = static_cast<std::uint64_t>(n_packed_);
-  const auto n_exact = static_cast<std::uint64_t>(BlocksFor(n_tokens_) - exact_begin_);
   std::uint64_t bytes = 0;
   for (std::size_t l = 0; l < layers_.size(); ++l) {
-    bytes += n_exact * static_cast<std::uint64_t>(format_->exact.block_bytes);
-    if (n_packed == 0) continue;
-    bytes += n_packed * static_cast<std::uint64_t>(format_->packed[l].block_bytes);
-    if (format_->sink_tokens > 0) bytes += static_cast<std::uint64_t>(format_->sink.block_bytes);
+    bytes += static_cast<std::uint64_t>(BlocksFor(n_tokens_) - exact_begin_) * BlockBytes(format_->exact);
+    for (std::size_t tier = 0; tier < spans_.size(); ++tier) {
+      bytes += static_cast<std::uint64_t>(spans_[tier].end - spans_[tier].begin) *
+               BlockBytes(format_->tiers[tier].layouts[l]);
+    }
+    if (exact_begin_ > 0 && format_->sink_tokens > 0) bytes += BlockBytes(format_->sink);
   }
   return bytes;
 }

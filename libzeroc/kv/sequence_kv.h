@@ -1,9 +1,10 @@
 // The KV cache of one sequence: which block holds which 64 tokens, exact or packed, in every layer.
 //
-// One rule decides what a query sees (docs/kv_format.md): at position t the blocks b < PackedBlocksAt(t) are attended
-// packed, later ones exact, and the first sink_tokens always exact. Results therefore depend neither on the chunk size
-// nor on who computed which chunk. A block is packed once, from the bf16 values that the exact block holds, and its
-// exact copy is recycled as soon as no later query may see it, so exact bytes are bounded by the window plus one chunk.
+// One rule decides what a query sees (docs/kv_format.md): a block's age. The youngest blocks are exact, older ones sit
+// in the format's packed tiers, each coarser than the one before, and the first sink_tokens stay exact always. Results
+// therefore depend neither on the chunk size nor on who computed which chunk. A block enters a tier once, from the
+// bytes of the tier before it, and its younger copy is recycled as soon as no later query may see it, so the young
+// bytes are bounded by the windows plus one chunk.
 //
 // All blocks are taken at Create (admission is decided there, nothing fails later) and returned by the destructor.
 // Not thread-safe; the pool and this object belong to one step loop. Between BeginStep and EndStep, threads of the
@@ -22,11 +23,26 @@
 
 namespace zeroc {
 
-// Blocks of one layer, in token order; empty refs where a kind is absent.
+// Logical blocks [begin, end).
+struct BlockRange {
+  int begin = 0, end = 0;
+};
+
+// Blocks side by side in token order, all of one tier.
+struct TierBlocks {
+  std::uint32_t block_bytes = 0;
+  std::vector<BlockRef> refs;
+};
+
+// Blocks of one layer, in token order: the tiers from the oldest to the youngest, then the exact blocks.
 struct LayerBlocks {
-  std::vector<BlockRef> packed;  // logical blocks 0 .. n - 1
-  BlockRef sink;                 // held when something is packed and the profile has sinks
-  std::vector<BlockRef> exact;   // logical blocks PackedBlocksAt(n_tokens) ..
+  std::vector<TierBlocks> packed;  // [n_tiers]
+  BlockRef sink;                   // held when something is packed and the profile has sinks
+  std::vector<BlockRef> exact;
+
+  std::size_t n_packed() const;
+  // The packed block of the sequence's 64 tokens from 64 * block_idx on; block_idx < n_packed().
+  BlockRef packed_ref(std::size_t block_idx) const;
 };
 
 class SequenceKv {
@@ -53,25 +69,27 @@ class SequenceKv {
   // n_new in [1, step_tokens_max] and within max_tokens; anything else is a bug.
   void BeginStep(int n_new);
 
-  // Logical blocks that this step packs, after its keys and values are written: [pack_begin, pack_end).
-  int pack_begin() const { return n_packed_; }
-  int pack_end() const { return pack_end_; }
+  // Logical blocks that enter `tier` in this step, once their keys and values are written: [pack_begin, pack_end).
+  // A block may enter several tiers in one step, in order.
+  int pack_begin(int tier) const { return spans_[static_cast<std::size_t>(tier)].end; }
+  int pack_end(int tier) const { return spans_[static_cast<std::size_t>(tier)].step_end; }
 
   // Exact blocks from the one that holds the step's first token, for KvWriteArgs::blocks.
   std::uint8_t* const* WriteBlocks(int layer) const;
 
-  // The exact and packed copy of a logical block in [pack_begin, pack_end).
-  const std::uint8_t* ExactBlock(int layer, int block_idx) const;
-  std::uint8_t* PackedBlock(int layer, int block_idx) const;
+  // A block that enters `tier` is packed from PackSource into PackedBlock.
+  const std::uint8_t* PackSource(int layer, int tier, int block_idx) const;
+  const kernels::KvBlockLayout& SourceLayout(int layer, int tier) const;
+  std::uint8_t* PackedBlock(int layer, int tier, int block_idx) const;
 
-  // Copies the sink tokens out of exact block 0; call for every layer when pack_begin() == 0 < pack_end().
+  // Copies the sink tokens out of exact block 0; call for every layer when pack_begin(0) == 0 < pack_end(0).
   void CopySink(int layer);
 
-  // What the queries at first_pos .. last_pos see, last_pos included: 1 to 3 segments. All of them must share one
-  // value of PackedBlocksAt. Returns the number of segments written.
-  int Segments(int layer, int first_pos, int last_pos, kernels::KvSegment out[3]) const;
+  // What the queries at first_pos .. last_pos see, last_pos included. The segments' ages say which query sees which
+  // block in which tier. Returns the number of segments written.
+  int Segments(int layer, int first_pos, int last_pos, kernels::KvSegment out[KvFormat::kMaxSegments]) const;
 
-  // Takes the step's tokens into the sequence and recycles exact blocks that left every later window.
+  // Takes the step's tokens into the sequence and recycles the copies that left every later window.
   void EndStep();
 
   // --- hand-off ---
@@ -90,17 +108,29 @@ class SequenceKv {
   const BlockPool& pool() const { return pool_; }
 
  private:
+  // A ring of blocks: logical block b lives in slot b % refs.size().
+  struct Ring {
+    std::vector<BlockRef> refs;
+    std::vector<std::uint8_t*> window;  // logical blocks of this step's span, for the kernels
+    int window_begin = 0;
+    BlockRef At(int block_idx) const { return refs[static_cast<std::size_t>(block_idx) % refs.size()]; }
+  };
   struct Layer {
-    std::vector<BlockRef> packed;  // by logical block
-    std::vector<BlockRef> exact;   // ring: logical block b lives in slot b % exact.size()
+    std::vector<Ring> tiers;  // [n_tiers]
+    Ring exact;
     BlockRef sink;
-    std::vector<std::uint8_t*> packed_data;
-    std::vector<std::uint8_t*> exact_window;  // logical blocks exact_begin_ .., for this step
     std::uint8_t* sink_data = nullptr;
+  };
+  // Which logical blocks are live in one tier: [begin, end), and up to step_end once the step has packed.
+  struct Span {
+    int begin = 0, end = 0, step_end = 0;
   };
 
   SequenceKv(BlockPool& pool, std::shared_ptr<const KvFormat> format, int max_tokens, int step_tokens_max);
   Status TakeBlocks();
+  void FillWindow(int begin, int end, Ring& ring) const;
+  void SetSpans(int n_tokens);
+  int n_tiers() const { return static_cast<int>(format_->tiers.size()); }
   std::uint8_t* Data(BlockRef ref) const { return reinterpret_cast<std::uint8_t*>(pool_.Data(ref)); }
 
   BlockPool& pool_;
@@ -109,10 +139,9 @@ class SequenceKv {
   int step_tokens_max_;
   std::vector<Layer> layers_;
   int n_tokens_ = 0;
-  int n_packed_ = 0;     // logical blocks packed so far
-  int exact_begin_ = 0;  // first logical block whose exact copy is live
-  int step_tokens_ = 0;  // 0: between steps
-  int pack_end_ = 0;
+  std::vector<Span> spans_;  // [n_tiers]
+  int exact_begin_ = 0;      // first logical block whose exact copy is live
+  int step_tokens_ = 0;      // 0: between steps
 };
 
 }  // namespace zeroc

@@ -8,6 +8,7 @@
 
 #include "libzeroc/checkpoint/model_config.h"
 #include "libzeroc/compression/profile.h"
+#include "libzeroc/kv/owned_pool.h"
 
 namespace zeroc {
 namespace {
@@ -33,24 +34,17 @@ class PoolFixture {
   std::unique_ptr<BlockPool> pool_;
 };
 
-std::shared_ptr<const KvFormat> Format(int bits, int recent_tokens, int sink_tokens) {
+// young: blocks of each younger tier, at 8 bits.
+std::shared_ptr<const KvFormat> Format(int bits, int recent_tokens, int sink_tokens,
+                                       const std::vector<int>& young = {}) {
   const ModelGeometry geometry{kLayers, 2, 1, kHeadDim, 64};
   Profile profile = UniformProfile("test", bits, kLayers, kHeadDim);
   profile.recent_tokens = recent_tokens;
   profile.sink_tokens = sink_tokens;
-  const ProfileLayouts layouts = ProfileLayouts::Make(profile, geometry).value();
-  auto format = std::make_shared<KvFormat>();
-  format->profile = "test";
-  format->n_layers = kLayers;
-  format->n_kv_heads = 1;
-  format->head_dim = kHeadDim;
-  format->sink_tokens = sink_tokens;
-  format->recent_tokens = recent_tokens;
-  format->packs = profile.packs();
-  format->exact = layouts.exact;
-  format->sink = layouts.sink;
-  format->packed = layouts.packed;
-  return format;
+  for (const int n_blocks : young) {
+    profile.young.push_back({n_blocks, UniformProfile("8", 8, kLayers, kHeadDim).layers});
+  }
+  return KvFormat::FromProfile(geometry, profile, /*exact_bits=*/16).value();
 }
 
 // Stands in for the forward pass: every token writes its position into its slot of the block's raw bytes, "packing"
@@ -63,18 +57,29 @@ void RunStep(SequenceKv& kv, int n_new) {
       const std::int32_t tag = pos * 10 + layer;
       std::memcpy(kv.WriteBlocks(layer)[pos / 64 - first_block] + 4 * (pos % 64), &tag, 4);
     }
-    for (int b = kv.pack_begin(); b < kv.pack_end(); ++b) {
-      std::memcpy(kv.PackedBlock(layer, b), kv.ExactBlock(layer, b), 256);
+    for (int tier = 0; tier < static_cast<int>(kv.format().tiers.size()); ++tier) {
+      for (int b = kv.pack_begin(tier); b < kv.pack_end(tier); ++b) {
+        std::memcpy(kv.PackedBlock(layer, tier, b), kv.PackSource(layer, tier, b), 256);
+      }
     }
   }
 }
 
 // Every position 0 .. t is visible exactly once, in the segment kind that the rule demands, with its own tag.
 void CheckSeen(const SequenceKv& kv, int layer, int t) {
-  kernels::KvSegment segments[3];
+  kernels::KvSegment segments[KvFormat::kMaxSegments];
   const int n = kv.Segments(layer, t, t, segments);
   const KvFormat& format = kv.format();
   const int n_packed = format.PackedBlocksAt(t);
+  // The layout that a token's block has by its age alone.
+  const auto expected = [&](int pos) {
+    const int age = t - (pos / 64 * 64 + 63);
+    int limit = format.recent_tokens;
+    if (!format.packs || age <= limit) return &format.exact;
+    std::size_t tier = 0;
+    while (format.tiers[tier].n_blocks > 0 && age > (limit += 64 * format.tiers[tier].n_blocks)) ++tier;
+    return &format.tiers[tier].layouts[static_cast<std::size_t>(layer)];
+  };
   int pos = 0;
   for (int s = 0; s < n; ++s) {
     const kernels::KvSegment& segment = segments[s];
@@ -85,7 +90,7 @@ void CheckSeen(const SequenceKv& kv, int layer, int t) {
       const bool sink = segment.layout->n_tokens == kernels::kSinkTokens;
       EXPECT_EQ(sink, n_packed > 0 && pos < format.sink_tokens);
       if (sink) continue;
-      EXPECT_EQ(segment.layout == &format.exact, pos >= 64 * n_packed);
+      EXPECT_EQ(segment.layout, expected(pos)) << "t " << t << " pos " << pos;
       std::int32_t tag;
       std::memcpy(&tag, segment.blocks[block] + 4 * (pos % 64), 4);
       ASSERT_EQ(tag, pos * 10 + layer) << "t " << t;
@@ -102,7 +107,8 @@ TEST(SequenceKvTest, QueriesSeeEveryTokenOnceWhateverTheChunks) {
         std::mt19937 rng(seed);
         const int step_max = seed == 0 ? 1 : 1 + static_cast<int>(rng() % 300);
         const int total = 900;
-        auto kv = SequenceKv::Create(fixture.pool(), Format(2, recent, sink), total, step_max).value();
+        const std::vector<int> young[] = {{}, {1}, {4}, {1, 3}, {1, 2, 1}, {20}};
+        auto kv = SequenceKv::Create(fixture.pool(), Format(2, recent, sink, young[seed]), total, step_max).value();
         while (kv->n_tokens() < total) {
           const int n = std::min(total - kv->n_tokens(), 1 + static_cast<int>(rng() % static_cast<unsigned>(step_max)));
           const int begin = kv->n_tokens();
@@ -126,7 +132,7 @@ TEST(SequenceKvTest, ExactBytesStayBoundedByTheWindow) {
   auto kv = SequenceKv::Create(fixture.pool(), format, 8192, 512).value();
   auto unpacked = SequenceKv::BytesNeeded(*Format(16, 128, 16), 8192, 512);
   const std::uint64_t packed_bytes = static_cast<std::uint64_t>(format->PackedBlocksAt(8192)) * kLayers *
-                                     static_cast<std::uint64_t>(format->packed[0].block_bytes);
+                                     static_cast<std::uint64_t>(format->tiers[0].layouts[0].block_bytes);
   const std::uint64_t exact_bytes = SequenceKv::BytesNeeded(*format, 8192, 512) - packed_bytes;
   EXPECT_LE(exact_bytes, (128 + 64 + 512 + 64 + 16) * std::uint64_t{kHeadDim} * 2 * 2 * kLayers);
   EXPECT_LT(packed_bytes, unpacked / 6);
@@ -136,11 +142,11 @@ TEST(SequenceKvTest, ExactBytesStayBoundedByTheWindow) {
 TEST(SequenceKvTest, AdoptedPromptContinues) {
   for (const int n_prompt : {1, 16, 63, 64, 65, 191, 192, 193, 256, 700}) {
     PoolFixture sender_pool(4 << 20), receiver_pool(4 << 20);
-    const auto format = Format(3, 128, 16);
+    const auto format = n_prompt % 3 == 0 ? Format(3, 128, 16) : Format(3, 0, 16, {1, 2});
     auto sender = SequenceKv::Create(sender_pool.pool(), format, n_prompt, 128).value();
     while (sender->n_tokens() < n_prompt) {
       RunStep(*sender, std::min(128, n_prompt - sender->n_tokens()));
-      if (sender->pack_begin() == 0 && sender->pack_end() > 0) {
+      if (sender->pack_begin(0) == 0 && sender->pack_end(0) > 0) {
         for (int layer = 0; layer < kLayers; ++layer) sender->CopySink(layer);
       }
       sender->EndStep();
@@ -156,8 +162,11 @@ TEST(SequenceKvTest, AdoptedPromptContinues) {
       ASSERT_EQ(from.packed.size(), to.packed.size());
       ASSERT_EQ(from.exact.size(), to.exact.size());
       ASSERT_EQ(from.sink.valid(), to.sink.valid());
-      for (std::size_t i = 0; i < from.packed.size(); ++i) {
-        copy(from.packed[i], to.packed[i], static_cast<std::size_t>(format->packed[0].block_bytes));
+      for (std::size_t tier = 0; tier < from.packed.size(); ++tier) {
+        ASSERT_EQ(from.packed[tier].refs.size(), to.packed[tier].refs.size());
+        for (std::size_t i = 0; i < from.packed[tier].refs.size(); ++i) {
+          copy(from.packed[tier].refs[i], to.packed[tier].refs[i], from.packed[tier].block_bytes);
+        }
       }
       for (std::size_t i = 0; i < from.exact.size(); ++i) {
         copy(from.exact[i], to.exact[i], static_cast<std::size_t>(format->exact.block_bytes));
@@ -180,10 +189,10 @@ TEST(SequenceKvTest, SinkCopyKeepsTheFirstTokens) {
   const auto format = Format(4, 0, 16);
   auto kv = SequenceKv::Create(fixture.pool(), format, 128, 128).value();
   kv->BeginStep(128);
-  std::uint8_t* exact = const_cast<std::uint8_t*>(kv->ExactBlock(0, 0));
+  std::uint8_t* exact = const_cast<std::uint8_t*>(kv->PackSource(0, 0, 0));
   for (int i = 0; i < format->exact.block_bytes; ++i) exact[i] = static_cast<std::uint8_t>(i * 7 + i / 256);
   kv->CopySink(0);
-  kernels::KvSegment segments[3];
+  kernels::KvSegment segments[KvFormat::kMaxSegments];
   ASSERT_EQ(kv->Segments(0, 127, 127, segments), 3);
   const auto value = [](const std::uint8_t* block, const kernels::KvSideLayout& side, std::size_t tile, int lane,
                         int depth) {
@@ -202,6 +211,36 @@ TEST(SequenceKvTest, SinkCopyKeepsTheFirstTokens) {
       EXPECT_EQ(value(sink, format->sink.v, coord_tile, coord % 16, token),
                 value(exact, format->exact.v, coord_tile * 4, coord % 16, token));
     }
+  }
+}
+
+// A pool for one sequence holds one, of any length up to its own, whatever the number of block sizes: here every layer
+// has its own in each of three tiers.
+TEST(OwnedPoolTest, HoldsASequenceOfManyBlockSizes) {
+  const ModelGeometry geometry{4, 2, 1, 64, 64};
+  Profile profile = UniformProfile("test", 1, geometry.n_layers, geometry.head_dim);
+  profile.recent_tokens = 0;
+  profile.sink_tokens = 16;
+  for (const int bits : {8, 4}) {
+    profile.young.push_back({2, UniformProfile("young", bits, geometry.n_layers, geometry.head_dim).layers});
+  }
+  for (int layer = 0; layer < geometry.n_layers; ++layer) {
+    const auto set = [&](std::vector<KvShape>& layers, int bits) {
+      const int width = 16 * (layer + 1);
+      std::vector<kernels::KvRun>& runs = layers[static_cast<std::size_t>(layer)].v.runs;
+      runs = {{bits, width}};
+      if (width < geometry.head_dim) runs.push_back({0, geometry.head_dim - width});
+    };
+    set(profile.young[0].layers, 8);
+    set(profile.young[1].layers, 4);
+    set(profile.layers, 1);
+  }
+  const auto format = KvFormat::FromProfile(geometry, profile, /*exact_bits=*/16).value();
+  constexpr int kLongest = 700, kStep = 256;
+  const auto pool = OwnedPool::Create(*format, 1, kLongest, kStep).value();
+  for (int n = 1; n <= kLongest; n += 37) {
+    const auto kv = SequenceKv::Create(pool->pool(), format, n, kStep);
+    EXPECT_TRUE(kv.ok()) << n << ": " << kv.status().message();
   }
 }
 

@@ -8,10 +8,8 @@
 namespace zeroc {
 namespace {
 
-using kernels::kBlockTokens;
-
-// Tokens of a query tile: enough rows to reuse each decoded key tile many times, few enough to stay in L1/L2.
-constexpr int kTileTokensMax = 64;
+// A query tile of fewer rows would unpack every block for too few.
+constexpr int kTileRowsMin = 192;
 
 void* Align64(std::vector<std::byte>& bytes) {
   const auto address = reinterpret_cast<std::uintptr_t>(bytes.data());
@@ -20,12 +18,6 @@ void* Align64(std::vector<std::byte>& bytes) {
 
 std::int64_t SegmentBytes(const kernels::KvSegment& segment) {
   return std::int64_t{segment.n_blocks} * segment.layout->head_bytes;
-}
-
-// First position after `pos` at which a query sees one packed block more.
-int NextVisibilityChange(const KvFormat& format, int pos) {
-  if (!format.packs) return pos + kTileTokensMax;
-  return (format.PackedBlocksAt(pos) + 1) * kBlockTokens + format.recent_tokens;
 }
 
 // Blocks [begin, end) of a segment.
@@ -51,19 +43,23 @@ AttentionWorkspace::AttentionWorkspace(const kernels::Ops& ops, ThreadPool& thre
 void AttentionWorkspace::MakeTiles(int layer, int group, int n_kv_heads, std::span<const AttentionQueries> queries) {
   tiles_.clear();
   parts_.clear();
-  const int tile_tokens = std::clamp(kernels::kAttentionRowsMax / group, 1, kTileTokensMax);
+  std::int64_t n_tokens = 0;
+  for (const AttentionQueries& q : queries) n_tokens += q.n_tokens;
+  // Two tiles for every thread keep all busy to the end; larger tiles unpack less often.
+  const std::int64_t share = n_tokens * n_kv_heads / (2 * threads_.size());
+  const int largest = std::max(1, kernels::kAttentionRowsMax / group);
+  const auto tile_tokens =
+      static_cast<int>(std::clamp<std::int64_t>(share, std::min(largest, (kTileRowsMin + group - 1) / group), largest));
   struct Range {
     const AttentionQueries* queries;
     int begin, end;
   };
   std::vector<Range> ranges;
   for (const AttentionQueries& q : queries) {
-    const KvFormat& format = q.kv->format();
-    for (int begin = 0; begin < q.n_tokens;) {
-      const int change = NextVisibilityChange(format, q.first_pos + begin) - q.first_pos;
-      const int end = std::min({q.n_tokens, begin + tile_tokens, change});
-      ranges.push_back({&q, begin, end});
-      begin = end;
+    const int n_pieces = (q.n_tokens + tile_tokens - 1) / tile_tokens;
+    const int piece = (q.n_tokens + n_pieces - 1) / n_pieces;
+    for (int begin = 0; begin < q.n_tokens; begin += piece) {
+      ranges.push_back({&q, begin, std::min(q.n_tokens, begin + piece)});
     }
   }
   const auto n_tiles = static_cast<int>(ranges.size()) * n_kv_heads;
@@ -72,7 +68,7 @@ void AttentionWorkspace::MakeTiles(int layer, int group, int n_kv_heads, std::sp
   for (const Range& range : ranges) {
     const int first = range.queries->first_pos + range.begin;
     const int last = range.queries->first_pos + range.end - 1;
-    kernels::KvSegment segments[3];
+    kernels::KvSegment segments[KvFormat::kMaxSegments];
     const int n_segments = range.queries->kv->Segments(layer, first, last, segments);
     for (int head = 0; head < n_kv_heads; ++head) {
       tiles_.push_back({range.queries, head, range.begin, range.end - range.begin, parts_.size(), 0});

@@ -1,9 +1,9 @@
 // Attention of one layer over a batch: a flat list of (sequence, KV head, query tile, block range) items, costed in
 // bytes and taken by threads largest first, so that uneven sequences do not idle cores (design section 2).
 //
-// Tiles never cross a position where the set of packed blocks changes. When there are fewer tiles than threads can
-// share (decode of few long sequences), a tile's keys are split and the parts merged exactly by log-sum-exp.
-// Not thread-safe; owns scratch for every thread of the pool.
+// A tile may cross positions where the set of packed blocks changes (KvSegment's ages). When there are fewer tiles than
+// threads can share (decode of few long sequences), a tile's keys are split and the parts merged exactly by
+// log-sum-exp. Not thread-safe; owns scratch for every thread of the pool.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,7 @@ class AttentionWorkspace {
   };
   struct Part {
     std::size_t tile;
-    kernels::KvSegment segments[3];
+    kernels::KvSegment segments[KvFormat::kMaxSegments];
     int n_segments;
     std::int64_t cost;  // rows * bytes
   };

@@ -5,6 +5,7 @@
 #include <map>
 #include <string>
 
+#include "kernels/bf16.h"
 #include "libzeroc/base/check.h"
 #include "libzeroc/checkpoint/rope.h"
 #include "libzeroc/model/attention_plan.h"
@@ -30,6 +31,8 @@ class Buffer {
   std::vector<T> data_;
 };
 
+int CountTiers(const SequenceKv& kv) { return static_cast<int>(kv.format().tiers.size()); }
+
 void Run(KernelStatus status, const char* op) {
   ZEROC_CHECK(status == KernelStatus::kOk, op, static_cast<int>(status));
 }
@@ -47,7 +50,7 @@ struct LlamaModel::Impl {
   std::map<std::string, std::shared_ptr<const KvFormat>> formats;
 
   // Activations of one step, [rows, ...]; "act" is the ops' own dtype.
-  Buffer<float> x, qkv, q_prep, mlp, cos, sin;
+  Buffer<float> x, qkv, q_prep, own_out, mlp, cos, sin;
   Buffer<std::uint8_t> act, act_wide;
   Buffer<std::int32_t> ids;
   AttentionWorkspace attention;
@@ -59,6 +62,10 @@ struct LlamaModel::Impl {
     std::span<const ForwardSequence> sequences;
     std::vector<std::int64_t> row_begin;
     std::int64_t n_rows() const { return row_begin.back(); }
+    bool attends_itself() const { return sequences.front().attention != nullptr; }
+    int n_tokens(std::size_t seq) const {
+      return attends_itself() ? sequences[seq].attention->n_tokens() : sequences[seq].kv->n_tokens();
+    }
   };
 
   struct LinearJob {
@@ -84,6 +91,8 @@ struct LlamaModel::Impl {
   void WriteKv(int layer, const Batch& batch);
   void PrepareQueries(int layer, const Batch& batch, const Batch& queries, const float* q, std::int64_t q_stride);
   void ShowProjections(int layer, const Batch& batch, ForwardObserver& observer);
+  void AttendCached(int layer, const Batch& queries, void* attended);
+  void AttendItself(int layer, const Batch& batch, void* attended);
   Batch LogitRows(const Batch& batch) const;
   void KeepRows(const Batch& from, const Batch& to);
   void Mlp(const LlamaLayerWeights& w, float* rows, std::int64_t n_rows);
@@ -131,7 +140,10 @@ Result<std::shared_ptr<const KvFormat>> LlamaModel::Format(const std::string& pr
 
 Status LlamaModel::Impl::CheckBatch(std::span<const ForwardSequence> sequences) const {
   for (const ForwardSequence& sequence : sequences) {
-    ZEROC_CHECK(sequence.kv != nullptr && !sequence.tokens.empty() && sequence.n_logits >= 0 &&
+    const bool attends_itself = sequences.front().attention != nullptr;
+    ZEROC_CHECK((sequence.kv != nullptr) != attends_itself && (sequence.attention != nullptr) == attends_itself,
+                attends_itself);
+    ZEROC_CHECK(!sequence.tokens.empty() && sequence.n_logits >= 0 &&
                     static_cast<std::size_t>(sequence.n_logits) <= sequence.tokens.size(),
                 sequence.tokens.size(), sequence.n_logits);
     for (const std::int32_t id : sequence.tokens) {
@@ -149,7 +161,7 @@ void LlamaModel::Impl::FillRope(const Batch& batch) {
   float* c = cos.Get(static_cast<std::size_t>(batch.n_rows()) * half);
   float* s = sin.Get(static_cast<std::size_t>(batch.n_rows()) * half);
   threads.ParallelFor(batch.sequences.size(), [&](std::size_t seq, int) {
-    const int first_pos = batch.sequences[seq].kv->n_tokens();
+    const int first_pos = batch.n_tokens(seq);
     for (std::int64_t row = batch.row_begin[seq]; row < batch.row_begin[seq + 1]; ++row) {
       const double pos = static_cast<double>(first_pos + (row - batch.row_begin[seq]));
       for (std::size_t i = 0; i < half; ++i) {
@@ -221,7 +233,10 @@ void LlamaModel::Impl::WriteKv(int layer, const Batch& batch) {
     const int n_new = static_cast<int>(batch.sequences[seq].tokens.size());
     const int write_begin = kv.n_tokens() / kBlockTokens;
     const int write_end = (kv.n_tokens() + n_new - 1) / kBlockTokens + 1;
-    const int first = kv.pack_begin() < kv.pack_end() ? std::min(kv.pack_begin(), write_begin) : write_begin;
+    int first = write_begin;
+    for (int tier = 0; tier < CountTiers(kv); ++tier) {
+      if (kv.pack_begin(tier) < kv.pack_end(tier)) first = std::min(first, kv.pack_begin(tier));
+    }
     for (int block = first; block < write_end; ++block) {
       for (int head = 0; head < config.n_kv_heads; ++head) items.push_back({seq, head, block});
     }
@@ -252,14 +267,18 @@ void LlamaModel::Impl::WriteKv(int layer, const Batch& batch) {
                kv.WriteBlocks(layer) + (block - first_pos / kBlockTokens)}),
           "kv_write");
     }
-    if (block >= kv.pack_begin() && block < kv.pack_end()) {
-      Run(ops.kv_pack({kv.ExactBlock(layer, block), &format.exact, kv.PackedBlock(layer, block),
-                       &format.packed[static_cast<std::size_t>(layer)], head, head + 1}),
+    // From the exact block into the youngest tier, and on, each from the one before.
+    for (int tier = 0; tier < CountTiers(kv); ++tier) {
+      if (block < kv.pack_begin(tier) || block >= kv.pack_end(tier)) continue;
+      Run(ops.kv_pack(
+              {kv.PackSource(layer, tier, block), &kv.SourceLayout(layer, tier), kv.PackedBlock(layer, tier, block),
+               &format.tiers[static_cast<std::size_t>(tier)].layouts[static_cast<std::size_t>(layer)], head, head + 1}),
           "kv_pack");
     }
   });
   for (const ForwardSequence& sequence : batch.sequences) {
-    if (sequence.kv->pack_begin() == 0 && sequence.kv->pack_end() > 0) sequence.kv->CopySink(layer);
+    const SequenceKv& kv = *sequence.kv;
+    if (CountTiers(kv) > 0 && kv.pack_begin(0) == 0 && kv.pack_end(0) > 0) sequence.kv->CopySink(layer);
   }
 }
 
@@ -314,8 +333,45 @@ void LlamaModel::Impl::ShowProjections(int layer, const Batch& batch, ForwardObs
     Run(ops.query_prep({q + q_width(), qkv_width(), n, n_kv_heads, n_kv_heads, d, 0, n_kv_heads, rope, nullptr, 1.0f,
                         k_rows.data()}),
         "query_prep");
-    observer.OnProjections(layer, batch.sequences[seq].kv->n_tokens(), n, {q_rows.data(), group * d, n * group * d},
+    observer.OnProjections(layer, batch.n_tokens(seq), n, {q_rows.data(), group * d, n * group * d},
                            {k_rows.data(), d, std::int64_t{n} * d}, {q + q_width() + kv_width(), qkv_width(), d});
+  }
+}
+
+// attended: act [queries.n_rows(), q_width()].
+void LlamaModel::Impl::AttendCached(int layer, const Batch& queries, void* attended) {
+  std::vector<AttentionQueries> list;
+  for (std::size_t seq = 0; seq < queries.sequences.size(); ++seq) {
+    const std::int64_t row = queries.row_begin[seq];
+    const auto n = static_cast<int>(queries.row_begin[seq + 1] - row);
+    const SequenceKv* kv = queries.sequences[seq].kv;
+    const int end_pos = kv->n_tokens() + static_cast<int>(queries.sequences[seq].tokens.size());
+    if (n == 0) continue;
+    list.push_back({kv, end_pos - n, n, q_prep.data() + row * q_width(),
+                    static_cast<std::uint8_t*>(attended) + row * q_width() * ops.act_bytes});
+  }
+  attention.Run(layer, static_cast<int>(config.n_heads), static_cast<int>(config.n_kv_heads),
+                static_cast<int>(config.head_dim), list);
+}
+
+void LlamaModel::Impl::AttendItself(int layer, const Batch& batch, void* attended) {
+  const std::size_t half = inv_freq.size();
+  const auto n_out = static_cast<std::size_t>(batch.n_rows() * q_width());
+  float* out = own_out.Get(n_out);
+  for (std::size_t seq = 0; seq < batch.sequences.size(); ++seq) {
+    const std::int64_t row = batch.row_begin[seq];
+    const float* q = qkv.data() + row * qkv_width();
+    const kernels::RopeRows rope{cos.data() + static_cast<std::size_t>(row) * half,
+                                 sin.data() + static_cast<std::size_t>(row) * half};
+    batch.sequences[seq].attention->Attend(layer,
+                                           {q, q + q_width(), q + q_width() + kv_width(), qkv_width(),
+                                            static_cast<int>(batch.row_begin[seq + 1] - row), rope},
+                                           threads, out + row * q_width());
+  }
+  if (ops.act_bytes == 4) {
+    std::copy_n(out, n_out, static_cast<float*>(attended));
+  } else {
+    std::transform(out, out + n_out, static_cast<std::uint16_t*>(attended), kernels::FloatToBf16);
   }
 }
 
@@ -375,7 +431,7 @@ void LlamaModel::Impl::Layer(int layer, const Batch& batch, const Batch& queries
   if (!shorter) jobs.push_back({normed, hidden, &w.w_q, &w.b_q, q_width(), q, stride, false});
   Linear(n_rows, jobs);
   if (observer != nullptr && observer->WantsProjections()) ShowProjections(layer, batch, *observer);
-  WriteKv(layer, batch);
+  if (!batch.attends_itself()) WriteKv(layer, batch);
   if (observer != nullptr) observer->OnLayerWritten(layer);
 
   if (queries.n_rows() == 0) return;
@@ -384,20 +440,14 @@ void LlamaModel::Impl::Layer(int layer, const Batch& batch, const Batch& queries
     const LinearJob q_job[] = {{normed, hidden, &w.w_q, &w.b_q, q_width(), q, stride, false}};
     Linear(queries.n_rows(), q_job);
   }
-  PrepareQueries(layer, batch, queries, q, stride);
   std::uint8_t* attended = act_wide.Get(
       static_cast<std::size_t>(queries.n_rows() * std::max(config.intermediate_size, q_width()) * ops.act_bytes));
-  std::vector<AttentionQueries> list;
-  for (std::size_t seq = 0; seq < queries.sequences.size(); ++seq) {
-    const std::int64_t row = queries.row_begin[seq];
-    const auto n = static_cast<int>(queries.row_begin[seq + 1] - row);
-    const SequenceKv* kv = queries.sequences[seq].kv;
-    const int end_pos = kv->n_tokens() + static_cast<int>(queries.sequences[seq].tokens.size());
-    if (n > 0)
-      list.push_back({kv, end_pos - n, n, q_prep.data() + row * q_width(), attended + row * q_width() * ops.act_bytes});
+  if (batch.attends_itself()) {
+    AttendItself(layer, batch, attended);
+  } else {
+    PrepareQueries(layer, batch, queries, q, stride);
+    AttendCached(layer, queries, attended);
   }
-  attention.Run(layer, static_cast<int>(config.n_heads), static_cast<int>(config.n_kv_heads),
-                static_cast<int>(config.head_dim), list);
   const LinearJob o_job[] = {{attended, q_width(), &w.w_o, &w.b_o, hidden, x.data(), hidden, true}};
   Linear(queries.n_rows(), o_job);
   Mlp(w, x.data(), queries.n_rows());
@@ -412,17 +462,22 @@ Status LlamaModel::Forward(std::span<const ForwardSequence> sequences, float* lo
     batch.row_begin.push_back(batch.row_begin.back() + static_cast<std::int64_t>(sequence.tokens.size()));
   }
   m.FillRope(batch);
-  for (const ForwardSequence& sequence : sequences) sequence.kv->BeginStep(static_cast<int>(sequence.tokens.size()));
+  for (const ForwardSequence& sequence : sequences) {
+    const int n_new = static_cast<int>(sequence.tokens.size());
+    sequence.kv != nullptr ? sequence.kv->BeginStep(n_new) : sequence.attention->BeginStep(n_new);
+  }
   m.Embed(batch);
-  // Rows whose logits nobody reads need only keys and values in the last layer.
+  // Rows whose logits nobody reads need only keys and values in the last layer, unless somebody looks at all queries.
   const Impl::Batch logit_rows = m.LogitRows(batch);
-  const bool all_rows = observer != nullptr && observer->WantsProjections();
+  const bool all_rows = batch.attends_itself() || (observer != nullptr && observer->WantsProjections());
   const int n_layers = static_cast<int>(m.config.n_layers);
   for (int layer = 0; layer < n_layers; ++layer) {
     const bool last = layer + 1 == n_layers && !all_rows;
     m.Layer(layer, batch, last ? logit_rows : batch, observer);
   }
-  for (const ForwardSequence& sequence : sequences) sequence.kv->EndStep();
+  for (const ForwardSequence& sequence : sequences) {
+    sequence.kv != nullptr ? sequence.kv->EndStep() : sequence.attention->EndStep();
+  }
   const std::int64_t n_logits = logit_rows.n_rows();
   if (n_logits == 0) return OkStatus();
   if (all_rows) m.KeepRows(batch, logit_rows);

@@ -17,13 +17,15 @@
 #include "libzeroc/compression/moments.h"
 #include "libzeroc/compression/plan.h"
 #include "libzeroc/kv/sequence_kv.h"
+#include "libzeroc/model/sequence_attention.h"
 
 namespace zeroc {
 
 struct ForwardSequence {
-  SequenceKv* kv = nullptr;              // between steps; takes the tokens at positions n_tokens() ..
-  std::span<const std::int32_t> tokens;  // at least one, ids in [0, vocab_size)
-  int n_logits = 0;                      // logits wanted for the last n_logits tokens
+  SequenceKv* kv = nullptr;                // between steps; takes the tokens at positions n_tokens() ..
+  std::span<const std::int32_t> tokens;    // at least one, ids in [0, vocab_size)
+  int n_logits = 0;                        // logits wanted for the last n_logits tokens
+  SequenceAttention* attention = nullptr;  // instead of kv; then for every sequence of the step
 };
 
 // What a caller may watch while a step runs. Called on the thread that called Forward.

@@ -6,6 +6,7 @@
 
 #include <utility>
 
+#include "grpc/health/v1/health.pb.h"
 #include "services/common/grpc_status.h"
 
 namespace zeroc {
@@ -23,12 +24,14 @@ Status FromGrpc(const grpc::Status& status) {
 }
 
 Result<std::unique_ptr<GrpcServer>> GrpcServer::Start(const std::string& address, const GrpcLimits& limits,
-                                                      const std::vector<grpc::Service*>& services) {
+                                                      const std::vector<grpc::Service*>& services,
+                                                      const GrpcSecurity& security) {
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::health::v1::HealthCheckResponse::descriptor();  // linked in, so that reflection finds it
   grpc::ServerBuilder builder;
   auto server = std::unique_ptr<GrpcServer>(new GrpcServer());
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &server->port_);
+  builder.AddListeningPort(address, security.MakeServerCredentials(), &server->port_);
   // gRPC shares ports by default: two servers would then take turns with the same clients.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, static_cast<int>(limits.keepalive_ms));
@@ -37,6 +40,8 @@ Result<std::unique_ptr<GrpcServer>> GrpcServer::Start(const std::string& address
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                              static_cast<int>(limits.keepalive_ms / 2));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(limits.streams_max));
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, static_cast<int>(limits.metadata_bytes_max));
   builder.SetMaxReceiveMessageSize(static_cast<int>(limits.message_bytes_max));
   builder.SetMaxSendMessageSize(static_cast<int>(limits.message_bytes_max));
   for (grpc::Service* service : services) builder.RegisterService(service);
@@ -62,7 +67,8 @@ void GrpcServer::Shutdown(std::chrono::milliseconds grace) {
   server_->Wait();
 }
 
-std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& address, const GrpcLimits& limits) {
+std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& address, const GrpcLimits& limits,
+                                               const GrpcSecurity& security) {
   grpc::ChannelArguments args;
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
@@ -75,7 +81,7 @@ std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& address, const
   args.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   args.SetMaxReceiveMessageSize(static_cast<int>(limits.message_bytes_max));
   args.SetMaxSendMessageSize(static_cast<int>(limits.message_bytes_max));
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), args);
+  return grpc::CreateCustomChannel(address, security.MakeChannelCredentials(), args);
 }
 
 }  // namespace zeroc

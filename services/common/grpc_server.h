@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "libzeroc/base/status.h"
+#include "services/common/security.h"
 
 namespace grpc {
 class Service;
@@ -24,6 +25,8 @@ struct GrpcLimits {
   std::int64_t message_bytes_max = 32 << 20;
   std::int64_t keepalive_ms = 10'000;          // ping an idle peer this often ..
   std::int64_t keepalive_timeout_ms = 10'000;  // .. and give it up after this long
+  std::int64_t streams_max = 1024;             // calls of one connection at a time; more wait at the client
+  std::int64_t metadata_bytes_max = 16 << 10;  // of one call
 };
 
 class GrpcServer {
@@ -31,7 +34,8 @@ class GrpcServer {
   // address: host:port, port 0 takes a free one. kUnavailable naming the address when it cannot be bound (port in use).
   // Health answers NOT_SERVING until SetServing(true).
   static Result<std::unique_ptr<GrpcServer>> Start(const std::string& address, const GrpcLimits& limits,
-                                                   const std::vector<grpc::Service*>& services);
+                                                   const std::vector<grpc::Service*>& services,
+                                                   const GrpcSecurity& security = {});
   ~GrpcServer();  // Shutdown at once
 
   int port() const { return port_; }
@@ -48,6 +52,7 @@ class GrpcServer {
 
 // A channel with our limits and keepalive that shares its connection with no other channel, reconnects within a second,
 // and never goes through a proxy.
-std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& address, const GrpcLimits& limits);
+std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& address, const GrpcLimits& limits,
+                                               const GrpcSecurity& security = {});
 
 }  // namespace zeroc

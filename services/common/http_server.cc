@@ -26,8 +26,11 @@ std::string_view HttpRequest::Header(std::string_view name) const {
 
 // Accepts and owns the sessions; they outlive no thread of the server.
 struct HttpServer::Impl : internal::HttpSessionOwner {
-  Impl(const HttpLimits& the_limits, std::vector<Route> the_routes, ErrorFormatter the_format)
-      : limits(the_limits), routes(std::move(the_routes)), format(std::move(the_format)) {}
+  Impl(const HttpLimits& the_limits, std::vector<Route> the_routes, ErrorFormatter the_format, Screener the_screen)
+      : limits(the_limits),
+        routes(std::move(the_routes)),
+        format(std::move(the_format)),
+        screen(std::move(the_screen)) {}
 
   ~Impl() override {
     asio::post(*io, [this] {
@@ -43,11 +46,13 @@ struct HttpServer::Impl : internal::HttpSessionOwner {
   }
 
   Status Listen(const std::string& address);
+  Status SetUpTls(const HttpTls& files);
   void Accept();
   void OnAccept(const boost::system::error_code& error, tcp::socket socket);
 
   // internal::HttpSessionOwner
   void Dispatch(std::shared_ptr<HttpExchange> exchange) override;
+  Screening Screen(const HttpRequest& head) override { return screen ? screen(head) : Screening(); }
   HttpResponse FormatError(int status, std::string_view message) override {
     if (format) return format(status, message);
     return {status, "text/plain", std::string(message) + "\n", {}};
@@ -68,6 +73,8 @@ struct HttpServer::Impl : internal::HttpSessionOwner {
   const HttpLimits limits;
   const std::vector<Route> routes;
   const ErrorFormatter format;
+  const Screener screen;
+  std::optional<asio::ssl::context> tls;
   std::shared_ptr<asio::io_context> io = std::make_shared<asio::io_context>();
   asio::executor_work_guard<asio::io_context::executor_type> work{io->get_executor()};
   tcp::acceptor acceptor{asio::make_strand(*io)};
@@ -96,6 +103,29 @@ Status HttpServer::Impl::Listen(const std::string& address) {
   return OkStatus();
 }
 
+Status HttpServer::Impl::SetUpTls(const HttpTls& files) {
+  if (files.certificate_file.empty()) {
+    if (files.key_file.empty() && files.client_ca_file.empty()) return OkStatus();
+    return InvalidArgument("TLS: a key or a client CA without a certificate");
+  }
+  tls.emplace(asio::ssl::context::tls_server);
+  boost::system::error_code error;
+  const auto fail = [&](const std::string& file) { return InvalidArgument("TLS: " + file + ": " + error.message()); };
+  tls->set_options(asio::ssl::context::default_workarounds | asio::ssl::context::no_tlsv1 |
+                       asio::ssl::context::no_tlsv1_1 | asio::ssl::context::no_compression,
+                   error);
+  if (error) return fail("options");
+  tls->use_certificate_chain_file(files.certificate_file, error);
+  if (error) return fail(files.certificate_file);
+  tls->use_private_key_file(files.key_file, asio::ssl::context::pem, error);
+  if (error) return fail(files.key_file);
+  if (files.client_ca_file.empty()) return OkStatus();
+  tls->load_verify_file(files.client_ca_file, error);
+  if (!error) tls->set_verify_mode(asio::ssl::verify_peer | asio::ssl::verify_fail_if_no_peer_cert, error);
+  if (error) return fail(files.client_ca_file);
+  return OkStatus();
+}
+
 void HttpServer::Impl::Accept() {
   acceptor.async_accept(asio::make_strand(*io), [this](const boost::system::error_code& error, tcp::socket socket) {
     OnAccept(error, std::move(socket));
@@ -117,7 +147,8 @@ void HttpServer::Impl::OnAccept(const boost::system::error_code& error, tcp::soc
     MutexLock lock(mu);
     full = static_cast<std::int64_t>(sessions.size()) >= limits.connections_max;
     if (!full) {
-      session = std::make_shared<internal::HttpSession>(io, std::move(socket), limits, *this);
+      session = std::make_shared<internal::HttpSession>(io, std::move(socket), tls.has_value() ? &*tls : nullptr,
+                                                        limits, *this);
       sessions.emplace(session.get(), session);
     }
   }
@@ -149,8 +180,10 @@ void HttpServer::Impl::Dispatch(std::shared_ptr<HttpExchange> exchange) {
 }
 
 Result<std::unique_ptr<HttpServer>> HttpServer::Start(const std::string& address, const HttpLimits& limits,
-                                                      std::vector<Route> routes, ErrorFormatter format_error) {
-  auto impl = std::make_unique<Impl>(limits, std::move(routes), std::move(format_error));
+                                                      std::vector<Route> routes, ErrorFormatter format_error,
+                                                      Screener screen, const HttpTls& tls) {
+  auto impl = std::make_unique<Impl>(limits, std::move(routes), std::move(format_error), std::move(screen));
+  ZEROC_RETURN_IF_ERROR(impl->SetUpTls(tls));
   ZEROC_RETURN_IF_ERROR(impl->Listen(address));
   Impl* raw = impl.get();
   asio::post(raw->acceptor.get_executor(), [raw] { raw->Accept(); });

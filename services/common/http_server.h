@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -29,13 +30,22 @@ struct HttpLimits {
   std::int64_t threads = 2;
 };
 
+// Files in PEM form. Empty certificate: plain HTTP. With client_ca_file only clients with a certificate that it signed
+// are let in (mTLS). TLS 1.2 or later.
+struct HttpTls {
+  std::string certificate_file;  // the chain, the server's own first
+  std::string key_file;
+  std::string client_ca_file;
+};
+
 struct HttpRequest {
   std::string method;  // "GET"
   std::string path;    // without the query
   std::string query;
   std::vector<std::pair<std::string, std::string>> headers;
   std::string body;
-  std::string peer;  // "127.0.0.1:54321"
+  std::string peer;    // "127.0.0.1:54321"
+  std::string client;  // as the screener named it
 
   // The first header of that name, compared without case; empty when there is none.
   std::string_view Header(std::string_view name) const;
@@ -68,6 +78,10 @@ class HttpExchange {
   // `gone` runs once, on a server thread, when the client has closed or is too slow before the answer was complete.
   // If that has happened already it runs soon.
   virtual void OnClientGone(std::function<void()> gone) = 0;
+
+  // Runs `task` soon on a server thread, for work that may not be done where the caller is. Dropped when the
+  // connection is gone.
+  virtual void Post(std::function<void()> task) = 0;
 };
 
 using HttpHandler = std::function<void(std::shared_ptr<HttpExchange>)>;
@@ -83,9 +97,18 @@ class HttpServer {
   };
   // What an error without a handler looks like (404, 405, 413, ..); null: plain text.
   using ErrorFormatter = std::function<HttpResponse(int status, std::string_view message)>;
+  // Looks at a request before its body is read, whatever its path.
+  struct Screening {
+    std::optional<HttpResponse> refusal;
+    std::string client;                // whose request it is
+    std::shared_ptr<const void> pass;  // let go when the request has been answered or its client has gone
+  };
+  using Screener = std::function<Screening(const HttpRequest& head)>;  // null: everything may pass
 
+  // kInvalidArgument naming the file for TLS files that cannot be used.
   static Result<std::unique_ptr<HttpServer>> Start(const std::string& address, const HttpLimits& limits,
-                                                   std::vector<Route> routes, ErrorFormatter format_error = nullptr);
+                                                   std::vector<Route> routes, ErrorFormatter format_error = nullptr,
+                                                   Screener screen = nullptr, const HttpTls& tls = {});
   ~HttpServer();
 
   int port() const;

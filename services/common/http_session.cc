@@ -65,6 +65,9 @@ class Exchange : public HttpExchange {
       gone();
     }
   }
+  void Post(std::function<void()> task) override {
+    if (const auto session = session_.lock()) session->PostTask(std::move(task));
+  }
 
  private:
   const std::weak_ptr<HttpSession> session_;
@@ -74,33 +77,37 @@ class Exchange : public HttpExchange {
 
 }  // namespace
 
-HttpSession::HttpSession(std::shared_ptr<asio::io_context> io, tcp::socket socket, const HttpLimits& limits,
-                         HttpSessionOwner& owner)
+HttpSession::HttpSession(std::shared_ptr<asio::io_context> io, tcp::socket socket, asio::ssl::context* tls,
+                         const HttpLimits& limits, HttpSessionOwner& owner)
     : io_(std::move(io)),
-      socket_(std::move(socket)),
+      stream_(std::move(socket), tls),
       limits_(limits),
       owner_(owner),
-      read_timer_(socket_.get_executor()),
-      write_timer_(socket_.get_executor()) {
+      read_timer_(stream_.get_executor()),
+      write_timer_(stream_.get_executor()) {
   ErrorCode ignored;
-  socket_.set_option(tcp::no_delay(true), ignored);
-  const tcp::endpoint peer = socket_.remote_endpoint(ignored);
+  stream_.socket().set_option(tcp::no_delay(true), ignored);
+  const tcp::endpoint peer = stream_.socket().remote_endpoint(ignored);
   peer_ = peer.address().to_string() + ":" + std::to_string(peer.port());
 }
 
 void HttpSession::Start() {
-  asio::post(socket_.get_executor(), [self = shared_from_this()] {
+  asio::post(stream_.get_executor(), [self = shared_from_this()] {
     self->Arm(self->read_timer_, self->limits_.request_timeout_ms);
-    self->ReadSome();
+    if (!self->stream_.is_tls()) return self->ReadSome();
+    self->stream_.async_handshake([self](const ErrorCode& error) {
+      if (error) return self->Gone();
+      if (self->state_ != State::kClosed) self->ReadSome();
+    });
   });
 }
 
 void HttpSession::CloseSoon() {
-  asio::post(socket_.get_executor(), [self = shared_from_this()] { self->Gone(); });
+  asio::post(stream_.get_executor(), [self = shared_from_this()] { self->Gone(); });
 }
 
 void HttpSession::CloseIfIdleSoon() {
-  asio::post(socket_.get_executor(), [self = shared_from_this()] {
+  asio::post(stream_.get_executor(), [self = shared_from_this()] {
     if (self->state_ == State::kIdle) self->Close();
   });
 }
@@ -117,16 +124,15 @@ void HttpSession::Arm(asio::steady_timer& timer, std::int64_t ms) {
 void HttpSession::ReadSome() {
   if (read_pending_ || state_ == State::kClosed) return;
   read_pending_ = true;
-  socket_.async_read_some(buffer_.prepare(4096), [self = shared_from_this()](const ErrorCode& error, std::size_t n) {
+  stream_.async_read_some(buffer_.prepare(4096), [self = shared_from_this()](const ErrorCode& error, std::size_t n) {
     self->OnSome(error, n);
   });
 }
 
 void HttpSession::OnSome(const ErrorCode& error, std::size_t n_bytes) {
   read_pending_ = false;
-  if (state_ == State::kClosed) return;
+  if (state_ == State::kClosed || state_ == State::kLingering) return;
   if (error) return Gone();
-  if (state_ == State::kLingering) return ReadSome();  // thrown away
   buffer_.commit(n_bytes);
   if (state_ == State::kIdle) ReadRequest();
 }
@@ -137,25 +143,39 @@ void HttpSession::ReadRequest() {
   parser_.emplace();
   parser_->header_limit(static_cast<std::uint32_t>(limits_.header_bytes_max));
   parser_->body_limit(static_cast<std::uint64_t>(limits_.body_bytes_max));
-  http::async_read_header(socket_, buffer_, *parser_,
+  http::async_read_header(stream_, buffer_, *parser_,
                           [self = shared_from_this()](const ErrorCode& error, std::size_t) { self->OnHeader(error); });
 }
 
 void HttpSession::OnHeader(const ErrorCode& error) {
   if (state_ == State::kClosed) return;
   if (error) return RefuseRequest(error);
+  if (!Screened()) return;
   if (!boost::beast::iequals(parser_->get()[http::field::expect], "100-continue")) return ReadBody();
   static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
-  asio::async_write(socket_, asio::buffer(kContinue.data(), kContinue.size()),
+  asio::async_write(stream_, asio::buffer(kContinue.data(), kContinue.size()),
                     [self = shared_from_this()](const ErrorCode& failed, std::size_t) {
                       if (failed) return self->Gone();
                       self->ReadBody();
                     });
 }
 
+// Refused requests are answered before their body is read, which is thrown away.
+bool HttpSession::Screened() {
+  http::request<http::string_body> head = parser_->get();
+  head_only_ = head.method() == http::verb::head;
+  screening_ = owner_.Screen(ToRequest(std::move(head), peer_));
+  if (!screening_.refusal.has_value()) return true;
+  ++exchange_id_;
+  state_ = State::kHandling;
+  keep_alive_ = false;
+  Respond(std::move(*screening_.refusal));
+  return false;
+}
+
 void HttpSession::ReadBody() {
   if (state_ == State::kClosed) return;
-  http::async_read(socket_, buffer_, *parser_,
+  http::async_read(stream_, buffer_, *parser_,
                    [self = shared_from_this()](const ErrorCode& error, std::size_t) { self->OnRequest(error); });
 }
 
@@ -191,12 +211,14 @@ void HttpSession::OnRequest(const ErrorCode& error) {
   chunked_ = message.version() >= 11;
   keep_alive_ = message.keep_alive() && !owner_.stopping();
   if (buffer_.size() == 0) ReadSome();  // a pipelined request hides a close until it is its turn
-  owner_.Dispatch(std::make_shared<Exchange>(weak_from_this(), id, ToRequest(std::move(message), peer_)));
+  HttpRequest request = ToRequest(std::move(message), peer_);
+  request.client = screening_.client;
+  owner_.Dispatch(std::make_shared<Exchange>(weak_from_this(), id, std::move(request)));
 }
 
 template <typename F>
 void HttpSession::Post(std::uint64_t exchange_id, F f) {
-  asio::post(socket_.get_executor(), [self = shared_from_this(), exchange_id, f = std::move(f)]() mutable {
+  asio::post(stream_.get_executor(), [self = shared_from_this(), exchange_id, f = std::move(f)]() mutable {
     if (self->exchange_id_ == exchange_id) f(*self);
   });
 }
@@ -238,10 +260,16 @@ void HttpSession::PostEnd(std::uint64_t exchange_id, bool whole) {
 }
 
 void HttpSession::PostOnGone(std::uint64_t exchange_id, std::function<void()> gone) {
-  asio::post(socket_.get_executor(), [self = shared_from_this(), exchange_id, gone = std::move(gone)]() mutable {
+  asio::post(stream_.get_executor(), [self = shared_from_this(), exchange_id, gone = std::move(gone)]() mutable {
     if (self->state_ == State::kClosed) return gone();
     const bool running = self->state_ == State::kHandling || self->state_ == State::kStreaming;
     if (self->exchange_id_ == exchange_id && running) self->on_gone_ = std::move(gone);
+  });
+}
+
+void HttpSession::PostTask(std::function<void()> task) {
+  asio::post(stream_.get_executor(), [self = shared_from_this(), task = std::move(task)] {
+    if (self->state_ != State::kClosed) task();
   });
 }
 
@@ -287,7 +315,7 @@ void HttpSession::Flush() {
   }
   out_writing_.swap(out_waiting_);
   Arm(write_timer_, limits_.write_timeout_ms);
-  asio::async_write(socket_, asio::buffer(out_writing_),
+  asio::async_write(stream_, asio::buffer(out_writing_),
                     [self = shared_from_this()](const ErrorCode& error, std::size_t) { self->OnWritten(error); });
 }
 
@@ -301,6 +329,7 @@ void HttpSession::OnWritten(const ErrorCode& error) {
 
 void HttpSession::EndExchange() {
   on_gone_ = nullptr;
+  screening_ = {};
   if (!keep_alive_ || owner_.stopping()) return Linger();
   state_ = State::kIdle;
   if (buffer_.size() > 0) return ReadRequest();
@@ -311,10 +340,18 @@ void HttpSession::EndExchange() {
 // Closing with unread input would reset the connection and could destroy the answer on its way.
 void HttpSession::Linger() {
   state_ = State::kLingering;
-  ErrorCode ignored;
-  socket_.shutdown(tcp::socket::shutdown_send, ignored);
   Arm(read_timer_, kLingerMs);
-  ReadSome();
+  stream_.async_end([self = shared_from_this()] { self->Drain(); });
+}
+
+// Reads below TLS: what comes now is for nobody.
+void HttpSession::Drain() {
+  if (state_ == State::kClosed) return;
+  stream_.socket().async_read_some(asio::buffer(thrown_away_),
+                                   [self = shared_from_this()](const ErrorCode& error, std::size_t) {
+                                     if (error) return self->Gone();
+                                     self->Drain();
+                                   });
 }
 
 void HttpSession::Gone() {
@@ -328,10 +365,11 @@ void HttpSession::Close() {
   if (state_ == State::kClosed) return;
   state_ = State::kClosed;
   on_gone_ = nullptr;
+  screening_ = {};
   read_timer_.cancel();
   write_timer_.cancel();
   ErrorCode ignored;
-  socket_.close(ignored);
+  stream_.socket().close(ignored);
   owner_.Forget(this);
 }
 

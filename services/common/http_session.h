@@ -4,6 +4,7 @@
 // posted there. The owner keeps the session alive until Forget.
 #pragma once
 
+#include <array>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
@@ -20,11 +21,9 @@
 #include <string_view>
 
 #include "services/common/http_server.h"
+#include "services/common/http_stream.h"
 
 namespace zeroc {
-
-namespace asio = boost::asio;
-using tcp = asio::ip::tcp;
 
 namespace internal {
 
@@ -34,6 +33,7 @@ class HttpSessionOwner {
  public:
   virtual ~HttpSessionOwner() = default;
   virtual void Dispatch(std::shared_ptr<HttpExchange> exchange) = 0;
+  virtual HttpServer::Screening Screen(const HttpRequest& head) = 0;
   virtual HttpResponse FormatError(int status, std::string_view message) = 0;
   virtual void Forget(HttpSession* session) = 0;
   virtual bool stopping() const = 0;  // no request after the present one
@@ -41,8 +41,9 @@ class HttpSessionOwner {
 
 class HttpSession : public std::enable_shared_from_this<HttpSession> {
  public:
-  HttpSession(std::shared_ptr<asio::io_context> io, tcp::socket socket, const HttpLimits& limits,
-              HttpSessionOwner& owner);
+  // tls null: plain HTTP.
+  HttpSession(std::shared_ptr<asio::io_context> io, tcp::socket socket, asio::ssl::context* tls,
+              const HttpLimits& limits, HttpSessionOwner& owner);
 
   void Start();
   void CloseSoon();
@@ -55,6 +56,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   void PostWrite(std::uint64_t exchange_id, std::string bytes);
   void PostEnd(std::uint64_t exchange_id, bool whole);
   void PostOnGone(std::uint64_t exchange_id, std::function<void()> gone);
+  void PostTask(std::function<void()> task);
   void PostDropped(std::uint64_t exchange_id);
 
  private:
@@ -65,6 +67,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   void OnSome(const ErrorCode& error, std::size_t n_bytes);
   void ReadRequest();
   void OnHeader(const ErrorCode& error);
+  bool Screened();
   void ReadBody();
   void OnRequest(const ErrorCode& error);
   void RefuseRequest(const ErrorCode& error);
@@ -75,6 +78,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   void OnWritten(const ErrorCode& error);
   void EndExchange();
   void Linger();
+  void Drain();
   void Gone();
   void Close();
 
@@ -83,7 +87,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   void Post(std::uint64_t exchange_id, F f);
 
   const std::shared_ptr<asio::io_context> io_;
-  tcp::socket socket_;
+  HttpStream stream_;
   const HttpLimits& limits_;
   HttpSessionOwner& owner_;
   asio::steady_timer read_timer_;
@@ -98,9 +102,11 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   bool chunked_ = true;
   bool keep_alive_ = true;
   std::function<void()> on_gone_;
-  std::string out_waiting_;  // next write
-  std::string out_writing_;  // under way, empty when none
+  HttpServer::Screening screening_;  // of the present request
+  std::string out_waiting_;          // next write
+  std::string out_writing_;          // under way, empty when none
   std::string peer_;
+  std::array<char, 4096> thrown_away_{};
 };
 
 }  // namespace internal

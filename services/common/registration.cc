@@ -155,7 +155,7 @@ void Registration::Impl::Run() {
   std::int64_t backoff_ms = kFirstBackoffMs;
   for (;;) {
     // A new channel each time: gRPC's own back-off would otherwise stand between a restarted router and us.
-    const auto stub = v1::Registry::NewStub(MakeGrpcChannel(options.router_address, GrpcLimits{}));
+    const auto stub = v1::Registry::NewStub(MakeGrpcChannel(options.router_address, GrpcLimits{}, options.security));
     const Clock::time_point began = Clock::now();
     const Status ended = RunStream(*stub).WithContext("registration at " + options.router_address);
     MutexLock lock(mu);

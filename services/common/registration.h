@@ -10,6 +10,7 @@
 #include <string>
 
 #include "libzeroc/base/status.h"
+#include "services/common/security.h"
 
 namespace zeroc {
 
@@ -19,7 +20,8 @@ class WorkerLoad;
 }  // namespace v1
 
 struct RegistrationOptions {
-  std::string router_address;          // host:port of the router's gRPC
+  std::string router_address;  // host:port of the router's gRPC
+  GrpcSecurity security;
   std::int64_t heartbeat_ms = 1000;    // until the router's directive says otherwise
   std::int64_t backoff_ms_max = 5000;  // between attempts: 100 ms, doubled up to this
 };

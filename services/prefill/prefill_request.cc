@@ -86,8 +86,7 @@ void PrefillCore::Request::OnStarted() {
 
 void PrefillCore::Request::OnBlocksReady(const SequenceKv& kv, const ReadyBlocks& blocks) {
   Drive([&](Sender& sender_, std::int64_t now) {
-    const FinalBlocks final{blocks.layer, blocks.packed_begin, blocks.packed_end,
-                            blocks.sink,  blocks.exact_begin,  blocks.exact_end};
+    const FinalBlocks final{blocks.layer, blocks.packed, blocks.sink, blocks.exact_begin, blocks.exact_end};
     Result<SenderActions> actions = sender_.OnBlocksReady(kv, final, now);
     return actions.ok() ? std::move(*actions) : sender_.Cancel(actions.status(), now);
   });
@@ -98,7 +97,7 @@ void PrefillCore::Request::OnFirstToken(const SequenceKv&, const SampledToken& t
   computed_ns = PrefillNowNs();
   wire_hidden_ns = sender.WireNs(computed_ns);
   FinishReason reason;
-  const bool ends = EndsRequest(sampling, core.model_.config().eos_ids, token.id, 1, &reason);
+  const bool ends = EndsRequest(sampling, core.model_.config().eos_ids, token, 1, &reason);
   core.metrics_.ObservePrefillTime(Seconds(computed_ns - started_ns));
   core.metrics_.AddPromptTokens(static_cast<std::uint64_t>(n_prompt_tokens));
   if (!sender.stopping() && !sender.ended()) {

@@ -17,7 +17,8 @@ using Json = nlohmann::json;
 TEST(CompletionsParse, ReadsEveryField) {
   const Result<CompletionRequest> parsed = ParseCompletionRequest(R"({
     "model": "m", "prompt": "hello", "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.1,
-    "seed": -1, "stop": ["a", "b"], "n": 1, "best_of": 1, "logprobs": 3, "echo": false, "presence_penalty": 0.25,
+    "seed": -1, "stop": ["a", "b"], "n": 2, "best_of": 2, "logprobs": 3, "echo": false,
+    "min_tokens": 4, "presence_penalty": 0.25,
     "frequency_penalty": -0.5, "repetition_penalty": 1.5, "logit_bias": {"5": -100, "6": 2.5}, "ignore_eos": true,
     "max_ppl_increase": 0.2, "profile": "q4", "stream": true, "stream_options": {"include_usage": true}, "user": "u",
     "priority": -2, "ttft_slo_ms": 500, "stop_token_ids": [1, 2], "suffix": null})");
@@ -25,12 +26,14 @@ TEST(CompletionsParse, ReadsEveryField) {
   EXPECT_EQ(parsed->model, "m");
   EXPECT_TRUE(parsed->stream && parsed->include_usage);
   const v1::GenerateRequest& g = parsed->generate;
-  EXPECT_EQ(g.text(), "hello");
+  EXPECT_EQ(std::get<std::string>(parsed->prompts.at(0)), "hello");
   EXPECT_EQ(g.kv().profile(), "q4");
   EXPECT_EQ(g.kv().max_ppl_increase(), 0.2);
   EXPECT_EQ(g.priority(), -2);
   EXPECT_EQ(g.ttft_slo_ms(), 500);
   const v1::SamplingParams& s = g.sampling();
+  EXPECT_EQ(parsed->n, 2U);
+  EXPECT_EQ(s.min_tokens(), 4U);
   EXPECT_EQ(s.max_tokens(), 7U);
   EXPECT_EQ(s.temperature(), 0.5F);
   EXPECT_EQ(s.top_k(), 40U);
@@ -44,14 +47,86 @@ TEST(CompletionsParse, ReadsEveryField) {
 }
 
 TEST(CompletionsParse, PromptForms) {
-  const auto ids = [](const char* body) { return ParseCompletionRequest(body)->generate.token_ids().ids_size(); };
-  EXPECT_EQ(ids(R"({"prompt": [1, 2, 3]})"), 3);
-  EXPECT_EQ(ids(R"({"prompt": [[1, 2, 3, 4]]})"), 4);
-  EXPECT_EQ(ParseCompletionRequest(R"({"prompt": ["one"]})")->generate.text(), "one");
+  using Ids = std::vector<std::uint32_t>;
+  const auto prompts = [](const char* body) { return ParseCompletionRequest(body)->prompts; };
+  EXPECT_EQ(prompts(R"({"prompt": [1, 2, 3]})"), (std::vector<Prompt>{Ids{1, 2, 3}}));
+  EXPECT_EQ(prompts(R"({"prompt": [[1, 2], [3]]})"), (std::vector<Prompt>{Ids{1, 2}, Ids{3}}));
+  EXPECT_EQ(prompts(R"({"prompt": ["one", "two"]})"), (std::vector<Prompt>{"one", "two"}));
   EXPECT_EQ(ParseCompletionRequest(R"({"prompt": "x", "stop": "s", "max_completion_tokens": 3, "top_k": -1})")
                 ->generate.sampling()
                 .max_tokens(),
             3U);
+}
+
+TEST(ChatParse, MessagesAndLogprobs) {
+  const Result<CompletionRequest> parsed = ParseChatRequest(R"({"model": "m", "messages": [
+    {"role": "developer", "content": "be kind"}, {"role": "user", "name": "u", "content": [
+      {"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+    "logprobs": true, "top_logprobs": 2, "max_completion_tokens": 5, "n": 3, "tools": [], "tool_choice": "none",
+    "response_format": {"type": "text"}, "store": false, "metadata": {}})");
+  ASSERT_TRUE(parsed.ok()) << parsed.status().ToString();
+  ASSERT_EQ(parsed->messages.size(), 2U);
+  EXPECT_EQ(parsed->messages[0].role, "system");
+  EXPECT_EQ(parsed->messages[1].content, "ab");
+  EXPECT_EQ(parsed->generate.sampling().logprobs(), 2U);
+  EXPECT_EQ(parsed->n, 3U);
+  const std::pair<const char*, const char*> cases[] = {
+      {R"({})", "messages: is missing"},
+      {R"({"messages": []})", "messages: is not a list"},
+      {R"({"messages": ["x"]})", "messages[0]: is not an object"},
+      {R"({"messages": [{"role": "user", "content": "x"}, {"role": "tool", "content": "x"}]})", "messages[1].role: is"},
+      {R"({"messages": [{"role": "user"}]})", "messages[0].content: is missing"},
+      {R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})", "messages[0].content: is neither"},
+      {R"({"messages": [{"role": "user", "content": "x"}], "tools": [{}]})", "tools: only [] is supported"},
+      {R"({"messages": [{"role": "user", "content": "x"}], "logprobs": 5})", "logprobs: is neither true nor"},
+      {R"({"messages": [{"role": "user", "content": "x"}], "top_logprobs": 5})", "top_logprobs: needs logprobs"},
+      {R"({"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_object"}})",
+       "response_format: only"},
+      {R"({"messages": [{"role": "user", "content": "x"}], "prompt": "x"})", "prompt: unknown field"},
+  };
+  for (const auto& [body, expected] : cases) {
+    const Result<CompletionRequest> refused = ParseChatRequest(body);
+    ASSERT_FALSE(refused.ok()) << body;
+    EXPECT_TRUE(refused.status().message().starts_with(expected)) << body << " gave " << refused.status().ToString();
+  }
+}
+
+std::vector<ChoicePlan> Plans(const std::string& body) {
+  static const ByteCodec codec;
+  const Result<CompletionRequest> request = ParseCompletionRequest(body);
+  EXPECT_TRUE(request.ok()) << request.status().ToString();
+  Result<std::vector<ChoicePlan>> plans = PlanChoices(*request, codec, 9);
+  EXPECT_TRUE(plans.ok()) << plans.status().ToString();
+  return plans.ok() ? *plans : std::vector<ChoicePlan>(1);
+}
+
+TEST(PlanChoices, EveryPromptTimesN) {
+  const auto plans = Plans(R"({"prompt": ["a", "b"], "n": 2, "seed": 5, "echo": true, "max_tokens": 3})");
+  ASSERT_EQ(plans.size(), 4U);
+  EXPECT_EQ(plans[1].generate.text(), "a");
+  EXPECT_EQ(plans[2].generate.text(), "b");
+  EXPECT_EQ(plans[2].echo_text, "b");
+  EXPECT_EQ(plans[1].generate.sampling().seed(), 6U) << "answers to one prompt differ";
+  EXPECT_EQ(plans[2].generate.sampling().seed(), 5U);
+  EXPECT_TRUE(plans[2].counts_prompt);
+  EXPECT_FALSE(plans[1].counts_prompt);
+}
+
+TEST(PlanChoices, EchoWithLogprobsForcesThePrompt) {
+  const ChoicePlan all = Plans(R"({"prompt": [7, 8, 9], "echo": true, "logprobs": 1, "max_tokens": 1})")[0];
+  ASSERT_EQ(all.generate.token_ids().ids_size(), 1);
+  EXPECT_EQ(all.generate.token_ids().ids(0), 7U);
+  ASSERT_EQ(all.generate.sampling().forced_ids_size(), 2);
+  EXPECT_EQ(all.generate.sampling().forced_ids(1), 9U);
+  EXPECT_EQ(all.generate.sampling().max_tokens(), 3U) << "two forced, one drawn";
+  EXPECT_EQ(all.n_forced, 2U);
+  const ChoicePlan later = Plans(R"({"prompt": [7, 8, 9], "echo": true, "logprobs": 1, "score_from": 2})")[0];
+  EXPECT_EQ(later.generate.token_ids().ids_size(), 2);
+  EXPECT_EQ(later.generate.sampling().max_tokens(), 10U) << "one forced, the default of 9 drawn";
+  EXPECT_FALSE(Plans(R"({"prompt": [7], "echo": true, "logprobs": 1, "max_tokens": 0})")[0].runs);
+  EXPECT_FALSE(Plans(R"({"prompt": "ab", "echo": true, "max_tokens": 0})")[0].runs);
+  const ByteCodec codec;
+  EXPECT_FALSE(PlanChoices(*ParseCompletionRequest(R"({"prompt": "x", "max_tokens": 0})"), codec, 9).ok());
 }
 
 TEST(CompletionsParse, ErrorsNameTheField) {
@@ -66,14 +141,21 @@ TEST(CompletionsParse, ErrorsNameTheField) {
       {R"({"prompt": [1, -2]})", "prompt: is neither"},
       {R"({"prompt": [1, 5000000000]})", "prompt: is neither"},
       {R"({"prompt": [1, 2.5]})", "prompt: is neither"},
-      {R"({"prompt": ["a", "b"]})", "prompt: one prompt"},
+      {R"({"prompt": ["a", 5]})", "prompt: is neither"},
+      {R"({"prompt": [["a"]]})", "prompt: is neither"},
+      {R"({"prompt": [[1], [[2]]]})", "prompt: is neither"},
       {R"({"prompt": "x", "max_tokens": -1})", "max_tokens: is not a whole number"},
       {R"({"prompt": "x", "max_tokens": 1e10})", "max_tokens: is not a whole number"},
       {R"({"prompt": "x", "max_tokens": "5"})", "max_tokens: is not a whole number"},
       {R"({"prompt": "x", "temperature": "hot"})", "temperature: is not a number"},
       {R"({"prompt": "x", "stream": 1})", "stream: is neither true nor false"},
-      {R"({"prompt": "x", "n": 2})", "n: only 1 is supported"},
-      {R"({"prompt": "x", "echo": true})", "echo: only false is supported"},
+      {R"({"prompt": "x", "n": 0})", "n: is not in [1, 512]"},
+      {R"({"prompt": "x", "n": 513})", "n: is not in [1, 512]"},
+      {R"({"prompt": ["x", "y"], "n": 300})", "n: times the prompts"},
+      {R"({"prompt": "x", "n": 2, "best_of": 3})", "best_of: only 2 is supported"},
+      {R"({"prompt": "x", "echo": 1})", "echo: is neither true nor false"},
+      {R"({"prompt": "x", "echo": true, "logprobs": 1, "stop": "y"})", "stop: cannot be combined"},
+      {R"({"prompt": "x", "score_from": 5})", "score_from: needs echo"},
       {R"({"prompt": "x", "suffix": "s"})", "suffix: only \"\" is supported"},
       {R"({"prompt": "x", "stop": [1]})", "stop: is neither"},
       {R"({"prompt": "x", "logit_bias": {"abc": 1}})", "logit_bias: is not an object"},
@@ -124,6 +206,35 @@ TEST(RequestCheck, RangesOfEveryField) {
               for (int i = 0; i < 17; ++i) s->add_stop(std::string("x"));
             }),
             "stop has more than 16 strings");
+}
+
+TEST(RequestCheck, CountsBecomePositions) {
+  RequestLimits limits;
+  limits.vocab_size = 100;
+  limits.max_positions = 50;
+  limits.eos_ids = {3};
+  v1::GenerateRequest request = TestRequest("x", 10);
+  v1::SamplingParams* s = request.mutable_sampling();
+  s->set_min_tokens(4);
+  s->add_stop_token_ids(7);
+  s->add_forced_ids(5);
+  s->set_forced_from(1);  // not the client's to say
+  s->add_suppress_ids(9);
+  const auto resolved = ResolveSampling(request, limits, 20, 1);
+  ASSERT_TRUE(resolved.ok());
+  EXPECT_EQ(resolved->forced_from(), 20U);
+  EXPECT_EQ(resolved->suppress_before(), 24U);
+  EXPECT_EQ(std::vector<std::uint32_t>(resolved->suppress_ids().begin(), resolved->suppress_ids().end()),
+            (std::vector<std::uint32_t>{7, 3}));
+  s->set_ignore_eos(true);
+  EXPECT_EQ(ResolveSampling(request, limits, 20, 1)->suppress_ids_size(), 1) << "EOS is no end then";
+  s->set_min_tokens(11);
+  EXPECT_EQ(ResolveSampling(request, limits, 20, 1).status().message(), "min_tokens 11 is more than max_tokens 10");
+  s->set_min_tokens(0);
+  s->mutable_forced_ids()->Resize(11, 5);
+  EXPECT_EQ(ResolveSampling(request, limits, 20, 1).status().message(), "forced_ids 11 is more than max_tokens 10");
+  s->set_forced_ids(0, 100);
+  EXPECT_FALSE(CheckRequest(request, limits).ok());
 }
 
 TEST(RequestCheck, MaxTokensAgainstPositions) {
@@ -192,16 +303,19 @@ class CompletionsFormat : public testing::Test {
 };
 
 TEST_F(CompletionsFormat, StreamedEventsAreOpenAis) {
-  CompletionFormatter formatter("id1", 1700000000, codec_, true);
-  formatter.SetStarted(MakeStarted());
-  const auto deltas = Events(formatter.DeltaEvent(MakeDelta("line\n\"quoted\"", false)));
+  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1700000000, "m", codec_, true, {{}});
+  formatter.SetStarted(0, MakeStarted());
+  EXPECT_EQ(formatter.BeginEvent(0), "");
+  const auto deltas = Events(formatter.DeltaEvent(0, MakeDelta("line\n\"quoted\"", false)));
   ASSERT_EQ(deltas.size(), 1U);
   EXPECT_EQ(deltas[0]["id"], "cmpl-id1");
   EXPECT_EQ(deltas[0]["object"], "text_completion");
   EXPECT_EQ(deltas[0]["choices"][0]["text"], "line\n\"quoted\"");
   EXPECT_TRUE(deltas[0]["choices"][0]["finish_reason"].is_null());
   EXPECT_TRUE(deltas[0]["usage"].is_null());
-  const auto last = Events(formatter.FinalEvents(MakeFinal()));
+  std::string end = formatter.FinishEvent(0, MakeFinal());  // before EndEvents, which reports what it has summed
+  end += formatter.EndEvents();
+  const auto last = Events(end);
   ASSERT_EQ(last.size(), 3U);
   EXPECT_EQ(last[0]["choices"][0]["finish_reason"], "length");
   EXPECT_EQ(last[0]["zeroc"]["profile"], "q4");
@@ -213,17 +327,22 @@ TEST_F(CompletionsFormat, StreamedEventsAreOpenAis) {
 }
 
 TEST_F(CompletionsFormat, WithoutUsageThereIsNoUsageChunk) {
-  CompletionFormatter formatter("id1", 1, codec_, false);
-  EXPECT_FALSE(Events(formatter.DeltaEvent(MakeDelta("x", false)))[0].contains("usage"));
-  EXPECT_EQ(Events(formatter.FinalEvents(MakeFinal())).size(), 2U);
+  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1, "m", codec_, false, {{}});
+  EXPECT_FALSE(Events(formatter.DeltaEvent(0, MakeDelta("x", false)))[0].contains("usage"));
+  std::string end = formatter.FinishEvent(0, MakeFinal());
+  end += formatter.EndEvents();
+  EXPECT_EQ(Events(end).size(), 2U);
 }
 
 TEST_F(CompletionsFormat, WholeBodyWithLogprobs) {
-  CompletionFormatter formatter("id1", 1, codec_, false);
-  formatter.SetStarted(MakeStarted());
-  formatter.AddDelta(MakeDelta("ab", true));
-  formatter.AddDelta(MakeDelta("c", true));
-  const Json body = Json::parse(formatter.Body(MakeFinal()));
+  ChoicePlan plan;
+  plan.generate.mutable_sampling()->set_logprobs(1);
+  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1, "m", codec_, false, {plan});
+  formatter.SetStarted(0, MakeStarted());
+  formatter.AddDelta(0, MakeDelta("ab", true));
+  formatter.AddDelta(0, MakeDelta("c", true));
+  formatter.AddFinal(0, MakeFinal());
+  const Json body = Json::parse(formatter.Body());
   const Json& choice = body["choices"][0];
   EXPECT_EQ(choice["text"], "abc");
   EXPECT_EQ(choice["logprobs"]["tokens"], Json({"a", "b", "c"}));
@@ -231,6 +350,82 @@ TEST_F(CompletionsFormat, WholeBodyWithLogprobs) {
   EXPECT_EQ(choice["logprobs"]["token_logprobs"][2], -0.5);
   EXPECT_EQ(choice["logprobs"]["top_logprobs"][1]["b"], 0.0);
   EXPECT_EQ(body["usage"]["completion_tokens"], 3);
+  EXPECT_EQ(body["zeroc"]["kv_bytes"]["wire"], 77);
+}
+
+// The prompt "ab" scored, one token "c" drawn: the first token has no logprob, usage knows prompt from answer.
+TEST_F(CompletionsFormat, EchoWithLogprobs) {
+  ChoicePlan plan;
+  plan.generate.mutable_sampling()->set_logprobs(1);
+  plan.echo_text = "ab";
+  plan.prompt_ids = {'a', 'b'};
+  plan.n_forced = 1;
+  v1::Final final = MakeFinal();
+  final.mutable_usage()->set_prompt_tokens(1);
+  final.mutable_usage()->set_completion_tokens(2);
+  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1, "m", codec_, true, {plan});
+  formatter.AddDelta(0, MakeDelta("bc", true));
+  formatter.AddFinal(0, final);
+  const Json body = Json::parse(formatter.Body());
+  const Json& choice = body["choices"][0];
+  EXPECT_EQ(choice["text"], "abc");
+  EXPECT_EQ(choice["logprobs"]["tokens"], Json({"a", "b", "c"}));
+  EXPECT_EQ(choice["logprobs"]["text_offset"], Json({0, 1, 2}));
+  EXPECT_EQ(choice["logprobs"]["token_logprobs"], Json({nullptr, -0.5, -0.5}));
+  EXPECT_TRUE(choice["logprobs"]["top_logprobs"][0].is_null());
+  EXPECT_EQ(body["usage"]["prompt_tokens"], 2);
+  EXPECT_EQ(body["usage"]["completion_tokens"], 1);
+
+  CompletionFormatter stream(ApiKind::kCompletions, "id1", 1, "m", codec_, false, {plan});
+  const Json echo = Events(stream.BeginEvent(0))[0]["choices"][0];
+  EXPECT_EQ(echo["text"], "ab");
+  EXPECT_EQ(echo["logprobs"]["tokens"], Json({"a"}));
+  const Json rest = Events(stream.DeltaEvent(0, MakeDelta("bc", true)))[0]["choices"][0];
+  EXPECT_EQ(rest["text"], "c") << "what was forced is in the echo";
+  EXPECT_EQ(rest["logprobs"]["text_offset"], Json({1, 2}));
+}
+
+TEST_F(CompletionsFormat, SeveralChoicesCountAPromptOnce) {
+  ChoicePlan again;
+  again.counts_prompt = false;
+  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1, "m", codec_, false, {{}, again});
+  formatter.AddDelta(1, MakeDelta("second", false));
+  formatter.AddDelta(0, MakeDelta("first", false));
+  formatter.AddFinal(1, MakeFinal());
+  formatter.AddFinal(0, MakeFinal());
+  const Json body = Json::parse(formatter.Body());
+  EXPECT_EQ(body["choices"][0]["text"], "first");
+  EXPECT_EQ(body["choices"][1]["index"], 1);
+  EXPECT_EQ(body["choices"][1]["text"], "second");
+  EXPECT_TRUE(body["choices"][1].contains("zeroc"));
+  EXPECT_EQ(body["usage"]["prompt_tokens"], 4);
+  EXPECT_EQ(body["usage"]["completion_tokens"], 6);
+}
+
+TEST_F(CompletionsFormat, ChatShapes) {
+  CompletionFormatter formatter(ApiKind::kChat, "id1", 1, "m", codec_, false, {{}});
+  const Json first = Events(formatter.BeginEvent(0))[0];
+  EXPECT_EQ(first["object"], "chat.completion.chunk");
+  EXPECT_EQ(first["id"], "chatcmpl-id1");
+  EXPECT_EQ(first["choices"][0]["delta"], Json({{"role", "assistant"}, {"content", ""}}));
+  const Json delta = Events(formatter.DeltaEvent(0, MakeDelta("hi", true)))[0]["choices"][0];
+  EXPECT_EQ(delta["delta"], Json({{"content", "hi"}}));
+  const Json& token = delta["logprobs"]["content"][1];
+  EXPECT_EQ(token["token"], "i");
+  EXPECT_EQ(token["bytes"], Json({'i'}));
+  EXPECT_EQ(token["top_logprobs"][0]["logprob"], 0.0);
+  const Json last = Events(formatter.FinishEvent(0, MakeFinal()))[0]["choices"][0];
+  EXPECT_EQ(last["delta"], Json::object());
+  EXPECT_EQ(last["finish_reason"], "length");
+
+  CompletionFormatter whole(ApiKind::kChat, "id1", 1, "m", codec_, false, {{}});
+  whole.AddDelta(0, MakeDelta("hi", false));
+  whole.AddFinal(0, MakeFinal());
+  const Json body = Json::parse(whole.Body());
+  EXPECT_EQ(body["object"], "chat.completion");
+  EXPECT_EQ(body["choices"][0]["message"]["role"], "assistant");
+  EXPECT_EQ(body["choices"][0]["message"]["content"], "hi");
+  EXPECT_TRUE(body["choices"][0]["logprobs"].is_null());
 }
 
 TEST_F(CompletionsFormat, ErrorsAndTheirStatus) {
@@ -248,14 +443,21 @@ TEST_F(CompletionsFormat, ErrorsAndTheirStatus) {
   const Json error = Json::parse(ErrorBody(400, "prompt: \xff is \"bad\"", "INVALID_ARGUMENT"))["error"];
   EXPECT_EQ(error["type"], "invalid_request_error");
   EXPECT_EQ(error["code"], "INVALID_ARGUMENT");
+  EXPECT_EQ(error["param"], "prompt");
+  EXPECT_EQ(Json::parse(ErrorBody(400, "top_p 2 is not in (0, 1]"))["error"]["param"], "top_p");
+  EXPECT_EQ(Json::parse(ErrorBody(400, "messages[0].role: is not"))["error"]["param"], "messages[0].role");
+  EXPECT_TRUE(Json::parse(ErrorBody(400, "the body is not JSON: x"))["error"]["param"].is_null());
+  EXPECT_TRUE(Json::parse(ErrorBody(500, "prompt: x"))["error"]["param"].is_null());
   const std::string event = ErrorEvent(Unavailable("lost"), ErrorOrigin::kWorker);
   EXPECT_TRUE(event.starts_with("event: error\ndata: {\"error\":{\"message\":\"lost\"")) << event;
   EXPECT_TRUE(event.ends_with("\n\n"));
 }
 
 TEST(Tokenize, Bodies) {
-  EXPECT_EQ(*ParseTokenizeRequest(R"({"text": "a"})"), "a");
-  EXPECT_EQ(*ParseTokenizeRequest(R"({"model": "m", "prompt": "b"})"), "b");
+  EXPECT_EQ(ParseTokenizeRequest(R"({"text": "a"})")->text, "a");
+  EXPECT_EQ(ParseTokenizeRequest(R"({"model": "m", "prompt": "b"})")->text, "b");
+  EXPECT_EQ(ParseTokenizeRequest(R"({"messages": [{"role": "user", "content": "c"}]})")->messages.at(0).content, "c");
+  EXPECT_FALSE(ParseTokenizeRequest(R"({"text": "a", "messages": [{"role": "user", "content": "c"}]})").ok());
   EXPECT_FALSE(ParseTokenizeRequest(R"({"model": "m"})").ok());
   EXPECT_EQ(ParseDetokenizeRequest(R"({"tokens": [1, 2]})")->size(), 2U);
   EXPECT_FALSE(ParseDetokenizeRequest(R"({"tokens": [-1]})").ok());

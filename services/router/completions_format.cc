@@ -1,7 +1,9 @@
-// Writing the answers of /v1/completions and its neighbours.
+// Writing the answers of /v1/completions and /v1/chat/completions.
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "libzeroc/tokenizer/utf8.h"
 #include "services/router/completions_api.h"
 
 namespace zeroc {
@@ -48,149 +50,251 @@ Json ZerocJson(const v1::Started& started, const v1::RequestStats& stats) {
           {"attempts", stats.attempts()}};
 }
 
-const char* ErrorType(int http_status) {
-  if (http_status == 429) return "rate_limit_error";
-  if (http_status == 503) return "service_unavailable";
-  return http_status < 500 ? "invalid_request_error" : "server_error";
-}
-
-Json ErrorJson(int http_status, std::string_view message, std::string_view code) {
-  Json error{{"message", message}, {"type", ErrorType(http_status)}, {"param", nullptr}, {"code", http_status}};
-  if (!code.empty()) error["code"] = code;
-  return {{"error", std::move(error)}};
-}
-
-// OpenAI's parallel lists. Offsets count bytes of the text so far; a token whose text is still held back has the offset
-// at which it will appear.
-Json LogprobsJson(const v1::Delta& delta, const TextCodec& codec, std::size_t* text_offset) {
-  if (delta.logprobs().empty()) return nullptr;
-  Json tokens = Json::array(), logprobs = Json::array(), tops = Json::array(), offsets = Json::array();
-  for (const v1::TokenLogprobs& token : delta.logprobs()) {
-    const std::string text = codec.TokenText(token.token_id());
-    tokens.push_back(text);
-    logprobs.push_back(token.logprob());
-    Json top = Json::object();
-    for (const v1::TopLogprob& best : token.top()) top[codec.TokenText(best.token_id())] = best.logprob();
-    tops.push_back(std::move(top));
-    offsets.push_back(*text_offset);
-    *text_offset += text.size();
+// OpenAI's way to write a token that is no whole text, so that no two of them look the same.
+std::string TokenName(const TextCodec& codec, std::uint32_t id) {
+  const std::string bytes = codec.TokenBytes(id);
+  if (ReplaceInvalidUtf8(bytes) == bytes) return bytes;
+  std::string name = "bytes:";
+  for (const char c : bytes) {
+    char hex[5];
+    std::snprintf(hex, sizeof hex, "\\x%02x", static_cast<unsigned char>(c));
+    name += hex;
   }
-  return {{"tokens", tokens}, {"token_logprobs", logprobs}, {"top_logprobs", tops}, {"text_offset", offsets}};
+  return name;
 }
 
-Json Envelope(const std::string& id, std::int64_t created, const std::string& model) {
-  return {{"id", "cmpl-" + id}, {"object", "text_completion"}, {"created", created}, {"model", model}};
+std::size_t Characters(std::string_view text) {
+  return static_cast<std::size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0) != 0x80; }));
 }
 
-Json Choice(const std::string& text, Json logprobs, Json finish_reason) {
-  Json choice{{"index", 0}, {"text", text}};
+Json Bytes(const std::string& text) {
+  Json bytes = Json::array();
+  for (const char c : text) bytes.push_back(static_cast<unsigned char>(c));
+  return bytes;
+}
+
+Json ChatToken(const TextCodec& codec, std::uint32_t id, float logprob) {
+  return {{"token", TokenName(codec, id)}, {"logprob", logprob}, {"bytes", Bytes(codec.TokenBytes(id))}};
+}
+
+struct Head {
+  ApiKind kind;
+  const std::string& id;
+  std::int64_t created;
+  const std::string& model;
+};
+
+Json Envelope(const Head& head, bool chunk, Json choices) {
+  const bool chat = head.kind == ApiKind::kChat;
+  const char* chat_object = chunk ? "chat.completion.chunk" : "chat.completion";
+  return {{"id", (chat ? "chatcmpl-" : "cmpl-") + head.id},
+          {"object", chat ? chat_object : "text_completion"},
+          {"created", head.created},
+          {"model", head.model},
+          {"choices", std::move(choices)}};
+}
+
+Json ChunkChoice(ApiKind kind, std::size_t index, const std::string& text, Json logprobs, Json finish_reason) {
+  Json choice{{"index", index}};
+  if (kind == ApiKind::kCompletions) choice["text"] = text;
+  if (kind == ApiKind::kChat) choice["delta"] = text.empty() ? Json::object() : Json{{"content", text}};
   choice["logprobs"] = std::move(logprobs);
   choice["finish_reason"] = std::move(finish_reason);
-  return Json::array({std::move(choice)});
+  return choice;
+}
+
+std::string ChunkEvent(const Head& head, Json choice, bool with_usage_field, Json zeroc = nullptr) {
+  Json json = Envelope(head, true, Json::array({std::move(choice)}));
+  if (!zeroc.is_null()) json["zeroc"] = std::move(zeroc);
+  if (with_usage_field) json["usage"] = nullptr;
+  return Event(json);
+}
+
+Json ChatLogprobs(const google::protobuf::RepeatedPtrField<v1::TokenLogprobs>& tokens, const TextCodec& codec) {
+  if (tokens.empty()) return nullptr;
+  Json content = Json::array();
+  for (const v1::TokenLogprobs& token : tokens) {
+    Json entry = ChatToken(codec, token.token_id(), token.logprob());
+    entry["top_logprobs"] = Json::array();
+    for (const v1::TopLogprob& best : token.top()) {
+      entry["top_logprobs"].push_back(ChatToken(codec, best.token_id(), best.logprob()));
+    }
+    content.push_back(std::move(entry));
+  }
+  return {{"content", std::move(content)}, {"refusal", nullptr}};
 }
 
 }  // namespace
 
-CompletionFormatter::CompletionFormatter(std::string id, std::int64_t created, const TextCodec& codec,
-                                         bool with_usage_field)
-    : id_(std::move(id)), created_(created), codec_(codec), with_usage_field_(with_usage_field) {}
+struct CompletionFormatter::Choice {
+  ChoicePlan plan;
+  v1::Started started;
+  std::string text;                                                // collected, without the echo
+  google::protobuf::RepeatedPtrField<v1::TokenLogprobs> logprobs;  // collected
+  std::unique_ptr<TextStream> stream;                              // of a scored prompt's answer
+  std::uint32_t n_tokens = 0;                                      // seen, the forced ones included
+  std::size_t text_offset = 0;                                     // of the next token, in characters
+  v1::Final final;
 
-std::string CompletionFormatter::DeltaEvent(const v1::Delta& delta) {
-  Json json = Envelope(id_, created_, started_.model());
-  json["choices"] = Choice(delta.text(), LogprobsJson(delta, codec_, &text_offset_), nullptr);
-  if (with_usage_field_) json["usage"] = nullptr;
-  return Event(json);
+  // OpenAI's parallel lists; without logprobs null. The first call also lists the prompt tokens that are not scored.
+  Json Logprobs(const google::protobuf::RepeatedPtrField<v1::TokenLogprobs>& scored, bool first,
+                const TextCodec& codec);
+};
+
+Json CompletionFormatter::Choice::Logprobs(const google::protobuf::RepeatedPtrField<v1::TokenLogprobs>& scored,
+                                           bool first, const TextCodec& codec) {
+  Json tokens = Json::array(), logprobs_list = Json::array(), tops = Json::array(), offsets = Json::array();
+  const auto add = [&](std::uint32_t id, Json logprob, Json top) {
+    const std::string bytes = codec.TokenBytes(id);
+    tokens.push_back(TokenName(codec, id));
+    logprobs_list.push_back(std::move(logprob));
+    tops.push_back(std::move(top));
+    offsets.push_back(text_offset);
+    // BOS that was put before a text is no part of it.
+    const bool added = text_offset == 0 && !plan.echo_text.empty() && !plan.echo_text.starts_with(bytes);
+    if (!added) text_offset += Characters(bytes);
+  };
+  const std::size_t n_unscored = first ? plan.prompt_ids.size() - plan.n_forced : 0;
+  for (std::size_t i = 0; i < n_unscored; ++i) add(plan.prompt_ids[i], nullptr, nullptr);
+  for (const v1::TokenLogprobs& token : scored) {
+    Json top = Json::object();
+    for (const v1::TopLogprob& best : token.top()) top[TokenName(codec, best.token_id())] = best.logprob();
+    add(token.token_id(), token.logprob(), std::move(top));
+  }
+  if (tokens.empty()) return nullptr;
+  return {{"tokens", tokens}, {"token_logprobs", logprobs_list}, {"top_logprobs", tops}, {"text_offset", offsets}};
 }
 
-std::string CompletionFormatter::FinalEvents(const v1::Final& final) {
-  Json json = Envelope(id_, created_, started_.model());
-  json["choices"] = Choice("", nullptr, FinishName(final.finish_reason()));
-  json["zeroc"] = ZerocJson(started_, final.stats());
-  if (with_usage_field_) json["usage"] = nullptr;
-  std::string events = Event(json);
+CompletionFormatter::CompletionFormatter(ApiKind kind, std::string id, std::int64_t created, std::string model,
+                                         const TextCodec& codec, bool with_usage_field, std::vector<ChoicePlan> plans)
+    : kind_(kind),
+      id_(std::move(id)),
+      created_(created),
+      model_(std::move(model)),
+      codec_(codec),
+      with_usage_field_(with_usage_field) {
+  for (ChoicePlan& plan : plans) {
+    Choice& choice = choices_.emplace_back();
+    choice.plan = std::move(plan);
+    if (choice.plan.n_forced > 0) choice.stream = codec.NewStream();
+    if (choice.plan.runs) continue;
+    choice.final.set_finish_reason(v1::FINISH_REASON_LENGTH);
+    choice.final.mutable_usage()->set_prompt_tokens(static_cast<std::uint32_t>(choice.plan.prompt_ids.size()));
+  }
+}
+
+CompletionFormatter::~CompletionFormatter() = default;
+
+void CompletionFormatter::SetStarted(std::size_t choice, const v1::Started& started) {
+  choices_[choice].started = started;
+}
+
+// The text of the delta's own tokens: what is forced has been shown as echo.
+std::string CompletionFormatter::TextOf(Choice& choice, const v1::Delta& delta) {
+  if (choice.stream == nullptr) return delta.text();
+  std::string text;
+  for (const std::uint32_t id : delta.token_ids()) {
+    if (choice.n_tokens++ >= choice.plan.n_forced) text += choice.stream->Push(id);
+  }
+  return text;
+}
+
+std::string CompletionFormatter::BeginEvent(std::size_t index) {
+  Choice& choice = choices_[index];
+  const Head head{kind_, id_, created_, model_};
+  if (kind_ == ApiKind::kChat) {
+    Json json = ChunkChoice(kind_, index, "", nullptr, nullptr);
+    json["delta"] = {{"role", "assistant"}, {"content", ""}};
+    return ChunkEvent(head, std::move(json), with_usage_field_);
+  }
+  if (choice.plan.echo_text.empty()) return {};
+  Json logprobs = choice.Logprobs({}, true, codec_);
+  return ChunkEvent(head, ChunkChoice(kind_, index, choice.plan.echo_text, std::move(logprobs), nullptr),
+                    with_usage_field_);
+}
+
+std::string CompletionFormatter::DeltaEvent(std::size_t index, const v1::Delta& delta) {
+  Choice& choice = choices_[index];
+  const std::string text = TextOf(choice, delta);
+  Json logprobs = kind_ == ApiKind::kChat ? ChatLogprobs(delta.logprobs(), codec_)
+                                          : choice.Logprobs(delta.logprobs(), false, codec_);
+  return ChunkEvent({kind_, id_, created_, model_}, ChunkChoice(kind_, index, text, std::move(logprobs), nullptr),
+                    with_usage_field_);
+}
+
+std::string CompletionFormatter::FinishEvent(std::size_t index, const v1::Final& final) {
+  AddFinal(index, final);
+  Choice& choice = choices_[index];
+  const std::string rest = choice.stream != nullptr ? choice.stream->Flush() : "";
+  Json json = ChunkChoice(kind_, index, rest, nullptr, FinishName(choice.final.finish_reason()));
+  Json zeroc = choice.plan.runs ? ZerocJson(choice.started, choice.final.stats()) : Json();
+  return ChunkEvent({kind_, id_, created_, model_}, std::move(json), with_usage_field_, std::move(zeroc));
+}
+
+std::string CompletionFormatter::EndEvents() const {
+  std::string events;
   if (with_usage_field_) {
-    Json usage = Envelope(id_, created_, started_.model());
-    usage["choices"] = Json::array();
-    usage["usage"] = UsageJson(final.usage());
-    events += Event(usage);
+    Json usage = Envelope({kind_, id_, created_, model_}, true, Json::array());
+    usage["usage"] = UsageJson(TotalUsage());
+    events = Event(usage);
   }
   return events + "data: [DONE]\n\n";
 }
 
-void CompletionFormatter::AddDelta(const v1::Delta& delta) {
-  whole_.mutable_text()->append(delta.text());
-  whole_.mutable_logprobs()->MergeFrom(delta.logprobs());
+void CompletionFormatter::AddDelta(std::size_t index, const v1::Delta& delta) {
+  Choice& choice = choices_[index];
+  choice.text += TextOf(choice, delta);
+  choice.logprobs.MergeFrom(delta.logprobs());
 }
 
-std::string CompletionFormatter::Body(const v1::Final& final) const {
-  Json json = Envelope(id_, created_, started_.model());
-  std::size_t offset = 0;
-  json["choices"] = Choice(whole_.text(), LogprobsJson(whole_, codec_, &offset), FinishName(final.finish_reason()));
-  json["usage"] = UsageJson(final.usage());
-  json["zeroc"] = ZerocJson(started_, final.stats());
+// What was forced is prompt, not answer.
+void CompletionFormatter::AddFinal(std::size_t index, const v1::Final& final) {
+  Choice& choice = choices_[index];
+  if (!choice.plan.runs) return;
+  choice.final = final;
+  v1::Usage* usage = choice.final.mutable_usage();
+  usage->set_prompt_tokens(usage->prompt_tokens() + choice.plan.n_forced);
+  usage->set_completion_tokens(usage->completion_tokens() - std::min(usage->completion_tokens(), choice.plan.n_forced));
+}
+
+v1::Usage CompletionFormatter::TotalUsage() const {
+  v1::Usage total;
+  for (const Choice& choice : choices_) {
+    const v1::Usage& usage = choice.final.usage();
+    total.set_completion_tokens(total.completion_tokens() + usage.completion_tokens());
+    if (!choice.plan.counts_prompt) continue;
+    total.set_prompt_tokens(total.prompt_tokens() + usage.prompt_tokens());
+    total.set_cached_tokens(total.cached_tokens() + usage.cached_tokens());
+  }
+  return total;
+}
+
+std::string CompletionFormatter::Body() {
+  Json choices = Json::array(), top_zeroc;
+  for (std::size_t i = 0; i < choices_.size(); ++i) {
+    Choice& choice = choices_[i];
+    if (choice.stream != nullptr) choice.text += choice.stream->Flush();
+    Json json{{"index", i}};
+    if (kind_ == ApiKind::kChat) {
+      json["message"] = {{"role", "assistant"}, {"content", choice.text}, {"refusal", nullptr}};
+      json["logprobs"] = ChatLogprobs(choice.logprobs, codec_);
+    } else {
+      json["text"] = choice.plan.echo_text + choice.text;
+      const bool wanted = choice.plan.generate.sampling().has_logprobs();
+      json["logprobs"] = wanted ? choice.Logprobs(choice.logprobs, true, codec_) : Json();
+    }
+    json["finish_reason"] = FinishName(choice.final.finish_reason());
+    // One answer's statistics stand at the top, where curl shows them; those of several with their choice.
+    Json zeroc = choice.plan.runs ? ZerocJson(choice.started, choice.final.stats()) : Json();
+    if (choices_.size() == 1) top_zeroc = zeroc;
+    if (choices_.size() > 1) json["zeroc"] = std::move(zeroc);
+    choices.push_back(std::move(json));
+  }
+  Json json = Envelope({kind_, id_, created_, model_}, false, std::move(choices));
+  json["usage"] = UsageJson(TotalUsage());
+  if (!top_zeroc.is_null()) json["zeroc"] = std::move(top_zeroc);
   return Dump(json);
 }
-
-std::string ErrorBody(int http_status, std::string_view message, std::string_view code) {
-  return Dump(ErrorJson(http_status, message, code));
-}
-
-std::string ErrorEvent(const Status& status, ErrorOrigin origin) {
-  const int http_status = HttpStatusOf(status, origin);
-  return "event: error\n" + Event(ErrorJson(http_status, status.message(), StatusCodeName(status.code())));
-}
-
-int HttpStatusOf(const Status& status, ErrorOrigin origin) {
-  switch (status.code()) {
-    case StatusCode::kOk:
-      return 200;
-    case StatusCode::kCancelled:
-      return 499;
-    case StatusCode::kInvalidArgument:
-    case StatusCode::kOutOfRange:
-      return 400;
-    case StatusCode::kUnauthenticated:
-      return 401;
-    case StatusCode::kPermissionDenied:
-      return 403;
-    case StatusCode::kNotFound:
-      return 404;
-    case StatusCode::kAlreadyExists:
-    case StatusCode::kAborted:
-      return 409;
-    case StatusCode::kResourceExhausted:
-      return 429;
-    case StatusCode::kUnavailable:
-      return origin == ErrorOrigin::kWorker ? 502 : 503;
-    case StatusCode::kDeadlineExceeded:
-      return 504;
-    case StatusCode::kUnimplemented:
-      return 501;
-    default:
-      return origin == ErrorOrigin::kWorker ? 502 : 500;
-  }
-}
-
-std::string ModelsBody(const v1::GetModelInfoResponse& info, std::int64_t created) {
-  Json profiles = Json::array();
-  for (const v1::ProfileInfo& profile : info.profiles()) {
-    profiles.push_back({{"name", profile.name()},
-                        {"kv_bytes_per_token", profile.kv_bytes_per_token()},
-                        {"ppl_increase", profile.ppl_increase()}});
-  }
-  Json model{{"id", info.model()},
-             {"object", "model"},
-             {"created", created},
-             {"owned_by", "zeroc"},
-             {"max_model_len", info.max_positions()},
-             {"zeroc", {{"plan_id", info.plan_id()}, {"ppl_base", info.ppl_base()}, {"profiles", profiles}}}};
-  return Dump({{"object", "list"}, {"data", Json::array({std::move(model)})}});
-}
-
-std::string TokenizeBody(const std::vector<std::uint32_t>& ids, std::uint32_t max_positions) {
-  return Dump({{"count", ids.size()}, {"max_model_len", max_positions}, {"tokens", ids}});
-}
-
-std::string DetokenizeBody(const std::string& text) { return Dump({{"prompt", text}}); }
 
 }  // namespace zeroc

@@ -1,4 +1,4 @@
-// Reading the bodies of /v1/completions, /tokenize and /detokenize.
+// Reading the bodies of /v1/completions, /v1/chat/completions, /tokenize and /detokenize.
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -42,8 +42,9 @@ class Fields {
     const auto found = object_.find(name);
     return found == object_.end() || found->is_null() ? nullptr : &*found;
   }
-  void Fail(const char* name, const std::string& why) {
-    if (status_.ok()) status_ = InvalidArgument(prefix_ + name + ": " + why);
+  void Fail(const char* name, const std::string& why) { Fail(InvalidArgument(prefix_ + name + ": " + why)); }
+  void Fail(const Status& status) {
+    if (status_.ok()) status_ = status;
   }
 
   template <typename F>
@@ -113,18 +114,81 @@ bool ReadIds(const Json& array, v1::TokenIds* ids) {
   return true;
 }
 
-// A string, token ids, or a batch of exactly one of either.
-void ReadPrompt(Fields& fields, v1::GenerateRequest* generate) {
+// Prompts times answers: each is a request of its own.
+constexpr std::size_t kChoicesMax = 512;
+
+bool ReadPromptEntry(const Json& entry, std::vector<Prompt>* prompts) {
+  if (entry.is_string()) {
+    prompts->emplace_back(entry.get_ref<const std::string&>());
+    return true;
+  }
+  v1::TokenIds ids;
+  if (!entry.is_array() || !ReadIds(entry, &ids)) return false;
+  prompts->emplace_back(std::vector<std::uint32_t>(ids.ids().begin(), ids.ids().end()));
+  return true;
+}
+
+// A string, a list of token ids, or a list of either.
+void ReadPrompts(Fields& fields, std::vector<Prompt>* prompts) {
   const Json* prompt = fields.Find("prompt");
   if (prompt == nullptr) return fields.Fail("prompt", "is missing");
-  if (prompt->is_array() && !prompt->empty() && !prompt->front().is_number()) {
-    if (prompt->size() != 1) return fields.Fail("prompt", "one prompt per request is supported");
-    prompt = &prompt->front();
+  const char* what = "is neither a string, nor a list of token ids, nor a list of those";
+  const bool batch = prompt->is_array() && !prompt->empty() && !prompt->front().is_number();
+  if (!batch) {
+    if (!ReadPromptEntry(*prompt, prompts)) fields.Fail("prompt", what);
+    return;
   }
-  if (prompt->is_string()) {
-    generate->set_text(prompt->get_ref<const std::string&>());
-  } else if (!prompt->is_array() || !ReadIds(*prompt, generate->mutable_token_ids())) {
-    fields.Fail("prompt", "is neither a string nor a list of token ids");
+  if (prompt->size() > kChoicesMax) {
+    return fields.Fail("prompt", "has more than " + std::to_string(kChoicesMax) + " entries");
+  }
+  for (const Json& entry : *prompt) {
+    if (entry.is_number() || !ReadPromptEntry(entry, prompts)) return fields.Fail("prompt", what);
+  }
+}
+
+// OpenAI's content: a string, or a list of parts of which we know text.
+bool ReadContent(const Json& content, std::string* text) {
+  if (content.is_string()) {
+    *text = content.get_ref<const std::string&>();
+    return true;
+  }
+  if (!content.is_array()) return false;
+  for (const Json& part : content) {
+    const bool is_text =
+        part.is_object() && part.value("type", Json()) == "text" && part.contains("text") && part["text"].is_string();
+    if (!is_text) return false;
+    *text += part["text"].get_ref<const std::string&>();
+  }
+  return true;
+}
+
+Status ReadMessage(const Json& json, const std::string& name, ChatMessage* message) {
+  if (!json.is_object()) return InvalidArgument(name + ": is not an object");
+  Fields fields(json, name + ".");
+  fields.String("role", [&](const std::string& x) { message->role = x; });
+  if (message->role == "developer") message->role = "system";
+  const bool known = message->role == "system" || message->role == "user" || message->role == "assistant";
+  if (!known) fields.Fail("role", "is not one of system, developer, user, assistant (tools are not supported)");
+  const Json* content = fields.Find("content");
+  if (content == nullptr) {
+    fields.Fail("content", "is missing");
+  } else if (!ReadContent(*content, &message->content)) {
+    fields.Fail("content", "is neither a string nor a list of parts of type text");
+  }
+  fields.Ignore("name");
+  fields.Only("refusal", nullptr);
+  fields.Only("tool_calls", Json::array());
+  return fields.Done();
+}
+
+void ReadMessages(Fields& fields, std::vector<ChatMessage>* messages) {
+  const Json* list = fields.Find("messages");
+  if (list == nullptr) return fields.Fail("messages", "is missing");
+  if (!list->is_array() || list->empty()) return fields.Fail("messages", "is not a list of at least one message");
+  for (std::size_t i = 0; i < list->size(); ++i) {
+    const std::string name = "messages[" + std::to_string(i) + "]";
+    const Status status = ReadMessage((*list)[i], name, &messages->emplace_back());
+    if (!status.ok()) return fields.Fail(status);
   }
 }
 
@@ -186,25 +250,19 @@ void ReadSampling(Fields& fields, v1::SamplingParams* sampling) {
     fields.Unsigned("top_k", [&](std::uint32_t x) { sampling->set_top_k(x); });
   }
   fields.Bool("ignore_eos", [&](bool x) { sampling->set_ignore_eos(x); });
-  fields.Unsigned("logprobs", [&](std::uint32_t x) { sampling->set_logprobs(x); });
+  fields.Unsigned("min_tokens", [&](std::uint32_t x) { sampling->set_min_tokens(x); });
   ReadSeed(fields, sampling);
   ReadStop(fields, sampling);
   ReadStopTokens(fields, sampling);
   ReadLogitBias(fields, sampling);
 }
 
-}  // namespace
-
-Result<CompletionRequest> ParseCompletionRequest(std::string_view body) {
-  Json json;
-  ZEROC_ASSIGN_OR_RETURN(json, ParseObject(body));
-  CompletionRequest request;
-  v1::GenerateRequest& generate = request.generate;
-  Fields fields(json, "");
-  ReadPrompt(fields, &generate);
+// What completions and chat have in common.
+Status ReadCommon(Fields& fields, CompletionRequest* request) {
+  v1::GenerateRequest& generate = request->generate;
   ReadSampling(fields, generate.mutable_sampling());
-  fields.String("model", [&](const std::string& x) { request.model = x; });
-  fields.Bool("stream", [&](bool x) { request.stream = x; });
+  fields.String("model", [&](const std::string& x) { request->model = x; });
+  fields.Bool("stream", [&](bool x) { request->stream = x; });
   fields.Number("max_ppl_increase", [&](double x) { generate.mutable_kv()->set_max_ppl_increase(x); });
   fields.String("profile", [&](const std::string& x) { generate.mutable_kv()->set_profile(x); });
   fields.Number("ttft_slo_ms", [&](double x) { generate.set_ttft_slo_ms(x); });
@@ -214,43 +272,114 @@ Result<CompletionRequest> ParseCompletionRequest(std::string_view body) {
     if (!fits) fields.Fail("priority", "is not a whole number of at most a million");
     if (fits) generate.set_priority(priority->get<int>());
   }
-  fields.Only("n", 1);
-  fields.Only("best_of", 1);
-  fields.Only("echo", false);
-  fields.Only("suffix", "");
-  fields.Only("min_tokens", 0);
+  fields.Unsigned("n", [&](std::uint32_t x) { request->n = x; });
+  if (request->n == 0 || request->n > kChoicesMax) {
+    fields.Fail("n", "is not in [1, " + std::to_string(kChoicesMax) + "]");
+  }
   fields.Only("use_beam_search", false);
   fields.Only("skip_special_tokens", true);
-  fields.Ignore("user");
-  if (const Json* options = fields.Find("stream_options"); options != nullptr) {
-    if (!options->is_object()) return InvalidArgument("stream_options: is not an object");
-    Fields inner(*options, "stream_options.");
-    inner.Bool("include_usage", [&](bool x) { request.include_usage = x; });
-    inner.Only("continuous_usage_stats", false);
-    ZEROC_RETURN_IF_ERROR(inner.Done());
-    if (!request.stream) fields.Fail("stream_options", "needs stream = true");
+  for (const char* name : {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}) {
+    fields.Ignore(name);
+  }
+  const Json* options = fields.Find("stream_options");
+  if (options == nullptr) return OkStatus();
+  if (!options->is_object()) return InvalidArgument("stream_options: is not an object");
+  Fields inner(*options, "stream_options.");
+  inner.Bool("include_usage", [&](bool x) { request->include_usage = x; });
+  inner.Only("include_obfuscation", false);
+  inner.Only("continuous_usage_stats", false);
+  ZEROC_RETURN_IF_ERROR(inner.Done());
+  if (!request->stream) fields.Fail("stream_options", "needs stream = true");
+  return OkStatus();
+}
+
+void ReadEcho(Fields& fields, CompletionRequest* request) {
+  fields.Bool("echo", [&](bool x) { request->echo = x; });
+  fields.Unsigned("score_from", [&](std::uint32_t x) { request->score_from = x; });
+  const bool scores = request->echo && request->generate.sampling().has_logprobs();
+  if (request->score_from == 0) fields.Fail("score_from", "is 0: nothing comes before the first token");
+  if (request->score_from != 1 && !scores) fields.Fail("score_from", "needs echo = true and logprobs");
+  // Scored tokens pass the workers as part of the answer, where a stop string would match in the prompt.
+  if (scores && request->generate.sampling().stop_size() > 0) {
+    fields.Fail("stop", "cannot be combined with echo and logprobs");
+  }
+}
+
+}  // namespace
+
+Result<CompletionRequest> ParseCompletionRequest(std::string_view body) {
+  Json json;
+  ZEROC_ASSIGN_OR_RETURN(json, ParseObject(body));
+  CompletionRequest request;
+  Fields fields(json, "");
+  ReadPrompts(fields, &request.prompts);
+  ZEROC_RETURN_IF_ERROR(ReadCommon(fields, &request));
+  fields.Unsigned("logprobs", [&](std::uint32_t x) { request.generate.mutable_sampling()->set_logprobs(x); });
+  ReadEcho(fields, &request);
+  fields.Only("best_of", request.n);
+  fields.Only("suffix", "");
+  fields.Only("add_special_tokens", true);
+  if (request.prompts.size() * request.n > kChoicesMax) {
+    fields.Fail("n", "times the prompts is more than " + std::to_string(kChoicesMax));
   }
   ZEROC_RETURN_IF_ERROR(fields.Done());
   return request;
 }
 
-Result<std::string> ParseTokenizeRequest(std::string_view body) {
+Result<CompletionRequest> ParseChatRequest(std::string_view body) {
+  Json json;
+  ZEROC_ASSIGN_OR_RETURN(json, ParseObject(body));
+  CompletionRequest request;
+  request.kind = ApiKind::kChat;
+  Fields fields(json, "");
+  ReadMessages(fields, &request.messages);
+  ZEROC_RETURN_IF_ERROR(ReadCommon(fields, &request));
+  v1::SamplingParams* sampling = request.generate.mutable_sampling();
+  bool logprobs = false;
+  fields.Bool("logprobs", [&](bool x) { logprobs = x; });
+  if (logprobs) sampling->set_logprobs(0);
+  fields.Unsigned("top_logprobs", [&](std::uint32_t x) {
+    if (!logprobs && x > 0) return fields.Fail("top_logprobs", "needs logprobs = true");
+    if (logprobs) sampling->set_logprobs(x);
+  });
+  fields.Bool("add_generation_prompt", [&](bool x) { request.add_generation_prompt = x; });
+  fields.Only("continue_final_message", false);
+  fields.Only("chat_template_kwargs", Json::object());
+  fields.Only("tools", Json::array());
+  fields.Only("tool_choice", "none");
+  fields.Only("functions", Json::array());
+  fields.Only("function_call", "none");
+  fields.Ignore("parallel_tool_calls");
+  fields.Only("response_format", Json{{"type", "text"}});
+  fields.Only("modalities", Json::array({"text"}));
+  ZEROC_RETURN_IF_ERROR(fields.Done());
+  return request;
+}
+
+Result<TokenizeRequest> ParseTokenizeRequest(std::string_view body) {
   Json json;
   ZEROC_ASSIGN_OR_RETURN(json, ParseObject(body));
   Fields fields(json, "");
-  std::string text;
+  TokenizeRequest request;
   bool given = false;
   for (const char* name : {"text", "prompt"}) {
     fields.String(name, [&](const std::string& x) {
-      text = x;
+      request.text = x;
       given = true;
     });
   }
+  if (fields.Find("messages") != nullptr) {
+    if (given) fields.Fail("messages", "cannot be combined with a text");
+    ReadMessages(fields, &request.messages);
+    given = true;
+  }
+  fields.Bool("add_generation_prompt", [&](bool x) { request.add_generation_prompt = x; });
+  fields.Bool("add_special_tokens", [&](bool x) { request.add_special_tokens = x; });
+  fields.Only("return_token_strs", false);
   fields.Ignore("model");
-  fields.Only("add_special_tokens", true);
   ZEROC_RETURN_IF_ERROR(fields.Done());
   if (!given) return InvalidArgument("text: is missing");
-  return text;
+  return request;
 }
 
 Result<std::vector<std::uint32_t>> ParseDetokenizeRequest(std::string_view body) {

@@ -1,10 +1,10 @@
 #include "services/router/grpc_worker_connection.h"
 
-#include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
 
 #include <utility>
 
+#include "grpc/health/v1/health.grpc.pb.h"
 #include "services/common/grpc_status.h"
 #include "zeroc/v1/worker.grpc.pb.h"
 
@@ -72,32 +72,29 @@ class StreamCall : public WorkerCall,
 
 struct Stubs {
   explicit Stubs(const std::shared_ptr<grpc::Channel>& channel)
-      : decode(v1::Decode::NewStub(channel)), prefill(v1::Prefill::NewStub(channel)), generic(channel) {}
+      : decode(v1::Decode::NewStub(channel)),
+        prefill(v1::Prefill::NewStub(channel)),
+        health(grpc::health::v1::Health::NewStub(channel)) {}
   std::unique_ptr<v1::Decode::Stub> decode;
   std::unique_ptr<v1::Prefill::Stub> prefill;
-  grpc::GenericStub generic;
+  const std::unique_ptr<grpc::health::v1::Health::Stub> health;
 };
-
-// grpc.health.v1.HealthCheckResponse with status SERVING: field 1, value 1. Debian ships no generated code for it.
-bool SaysServing(grpc::ByteBuffer& response) {
-  grpc::Slice slice;
-  if (!response.DumpToSingleSlice(&slice).ok() || slice.size() != 2) return false;
-  return slice.begin()[0] == 0x08 && slice.begin()[1] == 0x01;
-}
 
 class GrpcWorkerConnection : public WorkerConnection {
  public:
-  GrpcWorkerConnection(std::string address, const GrpcLimits& limits)
-      : address_(std::move(address)), stubs_(std::make_shared<Stubs>(MakeGrpcChannel(address_, limits))) {}
+  GrpcWorkerConnection(std::string address, const GrpcLimits& limits, const GrpcSecurity& security)
+      : address_(std::move(address)), stubs_(std::make_shared<Stubs>(MakeGrpcChannel(address_, limits, security))) {}
 
   void CheckHealth(Deadline deadline, std::function<void(const Status&)> done) override {
-    auto call = std::make_shared<UnaryCall<grpc::ByteBuffer>>(stubs_, deadline, nullptr);
-    const auto request = std::make_shared<grpc::ByteBuffer>(nullptr, 0);  // the empty message: the whole server
-    stubs_->generic.UnaryCall(
-        &call->context, "/grpc.health.v1.Health/Check", grpc::StubOptions(), request.get(), &call->response,
-        [call, request, address = address_, done = std::move(done)](const grpc::Status& status) {
+    using Response = grpc::health::v1::HealthCheckResponse;
+    auto call = std::make_shared<UnaryCall<Response>>(stubs_, deadline, nullptr);
+    const grpc::health::v1::HealthCheckRequest whole_server;
+    stubs_->health->async()->Check(
+        &call->context, &whole_server, &call->response,
+        [call, address = address_, done = std::move(done)](const grpc::Status& status) {
           if (!status.ok()) return done(FromGrpc(status).WithContext("health check of " + address));
-          done(SaysServing(call->response) ? OkStatus() : Unavailable("health check of " + address + ": not serving"));
+          const bool serving = call->response.status() == Response::SERVING;
+          done(serving ? OkStatus() : Unavailable("health check of " + address + ": not serving"));
         });
   }
 
@@ -140,8 +137,9 @@ class GrpcWorkerConnection : public WorkerConnection {
 
 }  // namespace
 
-std::shared_ptr<WorkerConnection> DialWorker(const std::string& address, const GrpcLimits& limits) {
-  return std::make_shared<GrpcWorkerConnection>(address, limits);
+std::shared_ptr<WorkerConnection> DialWorker(const std::string& address, const GrpcLimits& limits,
+                                             const GrpcSecurity& security) {
+  return std::make_shared<GrpcWorkerConnection>(address, limits, security);
 }
 
 }  // namespace zeroc

@@ -10,6 +10,7 @@
 namespace zeroc {
 
 // Never null; connects lazily, so an unreachable address shows in the first call.
-std::shared_ptr<WorkerConnection> DialWorker(const std::string& address, const GrpcLimits& limits);
+std::shared_ptr<WorkerConnection> DialWorker(const std::string& address, const GrpcLimits& limits,
+                                             const GrpcSecurity& security = {});
 
 }  // namespace zeroc

@@ -8,6 +8,8 @@
 #include <utility>
 
 #include "services/common/grpc_status.h"
+#include "services/common/logging.h"
+#include "services/router/score_call.h"
 #include "zeroc/v1/inference.grpc.pb.h"
 
 namespace zeroc {
@@ -28,6 +30,8 @@ class GenerateStream : public std::enable_shared_from_this<GenerateStream> {
     context_ = context;
     Pump();
   }
+  // Lives as long as this stream.
+  void Hold(std::shared_ptr<const void> pass) { pass_ = std::move(pass); }
   // From here on gRPC may delete the reactor at any time.
   void Detach() {
     MutexLock lock(mu_);
@@ -82,6 +86,7 @@ class GenerateStream : public std::enable_shared_from_this<GenerateStream> {
   void Pump() ZEROC_REQUIRES(mu_);
 
   const std::size_t queued_bytes_max_;
+  std::shared_ptr<const void> pass_;
   Mutex mu_;
   Reactor* reactor_ ZEROC_GUARDED_BY(mu_) = nullptr;
   grpc::CallbackServerContext* context_ ZEROC_GUARDED_BY(mu_) = nullptr;
@@ -153,22 +158,35 @@ class StreamSink : public ResponseSink {
 
 class InferenceService : public v1::Inference::CallbackService {
  public:
-  InferenceService(Router& router, std::size_t queued_bytes_max)
-      : router_(router), queued_bytes_max_(queued_bytes_max) {}
+  InferenceService(Router& router, std::size_t queued_bytes_max, AccessControl* access)
+      : router_(router), queued_bytes_max_(queued_bytes_max), access_(access) {}
 
   grpc::ServerWriteReactor<v1::GenerateResponse>* Generate(grpc::CallbackServerContext* context,
                                                            const v1::GenerateRequest* request) override {
     auto stream = std::make_shared<GenerateStream>(queued_bytes_max_);
     auto* reactor = new GenerateStream::Reactor(stream);  // OnDone deletes it
     const auto deadline = context->deadline();            // max() without one
-    stream->Bind(router_.Generate(*request, deadline, std::make_shared<StreamSink>(stream)));
+    if (AccessControl::Decision decision = Admit(*context); !decision.status.ok()) {
+      stream->End(decision.status);
+    } else {
+      stream->Hold(std::move(decision.pass));
+      stream->Bind(router_.Generate(*request, deadline, std::make_shared<StreamSink>(stream)));
+    }
     // Only now: a Finish before this returns would be legal too, but OnDone could then race with the lines above.
     stream->Attach(reactor, context);
     return reactor;
   }
 
+  grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context, const v1::ScoreRequest* request,
+                                  v1::ScoreResponse* response) override {
+    AccessControl::Decision decision = Admit(*context);
+    if (!decision.status.ok()) return Refuse(context, decision.status);
+    return StartScore(router_, context, *request, response, std::move(decision.pass));
+  }
+
   grpc::ServerUnaryReactor* Abort(grpc::CallbackServerContext* context, const v1::AbortRequest* request,
                                   v1::AbortResponse*) override {
+    if (const Status status = Admit(*context).status; !status.ok()) return Refuse(context, status);
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     reactor->Finish(ToGrpc(router_.Abort(request->request_id())));
     return reactor;
@@ -176,6 +194,7 @@ class InferenceService : public v1::Inference::CallbackService {
 
   grpc::ServerUnaryReactor* GetModelInfo(grpc::CallbackServerContext* context, const v1::GetModelInfoRequest*,
                                          v1::GetModelInfoResponse* response) override {
+    if (const Status status = Admit(*context).status; !status.ok()) return Refuse(context, status);
     *response = router_.ModelInfo();
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
     reactor->Finish(grpc::Status::OK);
@@ -183,14 +202,34 @@ class InferenceService : public v1::Inference::CallbackService {
   }
 
  private:
+  // The metadata `authorization` is what the header is in HTTP.
+  AccessControl::Decision Admit(const grpc::CallbackServerContext& context) const {
+    if (access_ == nullptr) return {};
+    const auto found = context.client_metadata().find("authorization");
+    AccessControl::Decision decision = found == context.client_metadata().end()
+                                           ? access_->Admit({})
+                                           : access_->Admit({found->second.data(), found->second.size()});
+    if (!decision.status.ok()) {
+      LogWarning("refused peer=" + context.peer() + " because=\"" + std::string(decision.status.message()) + "\"");
+    }
+    return decision;
+  }
+  static grpc::ServerUnaryReactor* Refuse(grpc::CallbackServerContext* context, const Status& status) {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    reactor->Finish(ToGrpc(status));
+    return reactor;
+  }
+
   Router& router_;
   const std::size_t queued_bytes_max_;
+  AccessControl* const access_;
 };
 
 }  // namespace
 
-std::unique_ptr<grpc::Service> MakeInferenceService(Router& router, std::size_t queued_bytes_max) {
-  return std::make_unique<InferenceService>(router, queued_bytes_max);
+std::unique_ptr<grpc::Service> MakeInferenceService(Router& router, std::size_t queued_bytes_max,
+                                                    AccessControl* access) {
+  return std::make_unique<InferenceService>(router, queued_bytes_max, access);
 }
 
 }  // namespace zeroc

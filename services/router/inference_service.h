@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "services/common/access.h"
 #include "services/router/router.h"
 
 namespace grpc {
@@ -13,6 +14,7 @@ namespace zeroc {
 
 // The router outlives the service; the service outlives its server. A client that is more than `queued_bytes_max`
 // behind its stream is cut off with CANCELLED.
-std::unique_ptr<grpc::Service> MakeInferenceService(Router& router, std::size_t queued_bytes_max);
+std::unique_ptr<grpc::Service> MakeInferenceService(Router& router, std::size_t queued_bytes_max,
+                                                    AccessControl* access = nullptr);
 
 }  // namespace zeroc

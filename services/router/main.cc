@@ -5,6 +5,7 @@
 #include <exception>
 #include <memory>
 
+#include "services/common/access.h"
 #include "services/common/grpc_server.h"
 #include "services/common/http_server.h"
 #include "services/common/logging.h"
@@ -25,7 +26,10 @@ FlowConfig MakeFlowConfig(const RouterOptions& options, const ServedModel& model
   FlowConfig config;
   config.limits.vocab_size = model.vocab_size;
   config.limits.max_positions = model.max_positions;
+  config.limits.eos_ids = model.eos_ids;
   config.limits.default_max_tokens = static_cast<std::uint32_t>(options.default_max_tokens);
+  config.limits.prompt_tokens_max = static_cast<std::uint32_t>(options.max_prompt_tokens);
+  config.limits.output_tokens_max = static_cast<std::uint32_t>(options.max_output_tokens);
   config.default_max_ppl_increase = options.default_max_ppl_increase;
   config.reserve_timeout = milliseconds(options.reserve_timeout_ms);
   config.request_timeout = milliseconds(options.request_timeout_ms);
@@ -44,14 +48,25 @@ HttpLimits MakeHttpLimits(const RouterOptions& options) {
   return limits;
 }
 
+GrpcLimits MakeGrpcLimits(const RouterOptions& options) {
+  GrpcLimits limits;
+  limits.message_bytes_max = options.grpc_message_bytes_max;
+  limits.metadata_bytes_max = options.grpc_metadata_bytes_max;
+  limits.streams_max = options.grpc_streams_max;
+  return limits;
+}
+
 // Members go down in reverse: fronts first, then requests, then what requests use.
 Status Serve(const RouterOptions& options, ShutdownSignal& signal) {
+  Security security;
+  ZEROC_ASSIGN_OR_RETURN(security, LoadSecurity(options.security));
+  LogInfo("security " + security.Describe() + " api_keys=" + (options.access.keys_file.empty() ? "no" : "yes"));
   ServedModel model;
   ZEROC_ASSIGN_OR_RETURN(model, LoadServedModel(options.model, options.plan, options.served_model_name));
   LogInfo("model name=" + model.name + " fingerprint=" + model.fingerprint + " plan=" + model.plan_id +
           " profiles=" + std::to_string(model.ladder.size()));
 
-  const GrpcLimits grpc_limits;
+  const GrpcLimits grpc_limits = MakeGrpcLimits(options);
   Metrics metrics(model.name);
   metrics.SetRuntimeInfo({{"component", "router"}, {"plan_id", model.plan_id}});
   metrics.CountRetry("reserve", 0);
@@ -63,20 +78,24 @@ Status Serve(const RouterOptions& options, ShutdownSignal& signal) {
   registry_config.heartbeat = milliseconds(options.heartbeat_ms);
   registry_config.expiry = milliseconds(options.heartbeat_expiry_ms);
   const auto registry = MakeRegistryService(
-      registry_config, pool, [&](const std::string& address) { return DialWorker(address, grpc_limits); }, metrics,
-      timers);
-  const auto inference = MakeInferenceService(router, static_cast<std::size_t>(options.queued_bytes_max));
+      registry_config, pool,
+      [&](const std::string& address) { return DialWorker(address, GrpcLimits(), security.grpc); }, metrics, timers);
+  std::unique_ptr<AccessControl> access;
+  ZEROC_ASSIGN_OR_RETURN(access, AccessControl::Open(options.access));
+  const auto inference = MakeInferenceService(router, static_cast<std::size_t>(options.queued_bytes_max), access.get());
 
   std::unique_ptr<GrpcServer> grpc_server;
-  ZEROC_ASSIGN_OR_RETURN(grpc_server,
-                         GrpcServer::Start(options.grpc_listen, grpc_limits, {inference.get(), registry->service()}));
-  std::vector<HttpServer::Route> routes = ApiRoutes(router);
+  ZEROC_ASSIGN_OR_RETURN(grpc_server, GrpcServer::Start(options.grpc_listen, grpc_limits,
+                                                        {inference.get(), registry->service()}, security.grpc));
+  ApiOptions api;
+  api.default_max_tokens = static_cast<std::uint32_t>(options.default_max_tokens);
+  std::vector<HttpServer::Route> routes = ApiRoutes(router, api);
   for (HttpServer::Route& route : StandardRoutes(metrics, [&] { return router.Ready(); })) {
     routes.push_back(std::move(route));
   }
   std::unique_ptr<HttpServer> http_server;
-  ZEROC_ASSIGN_OR_RETURN(
-      http_server, HttpServer::Start(options.http_listen, MakeHttpLimits(options), std::move(routes), FormatHttpError));
+  ZEROC_ASSIGN_OR_RETURN(http_server, HttpServer::Start(options.http_listen, MakeHttpLimits(options), std::move(routes),
+                                                        FormatHttpError, ApiScreener(*access), security.http));
   grpc_server->SetServing(true);
   LogInfo("listening grpc_port=" + std::to_string(grpc_server->port()) +
           " http_port=" + std::to_string(http_server->port()));

@@ -75,6 +75,28 @@ Status CheckSampling(const v1::SamplingParams& sampling, const RequestLimits& li
     ZEROC_RETURN_IF_ERROR(CheckTokenId("logit_bias", id, limits));
     ZEROC_RETURN_IF_ERROR(CheckRange("logit_bias", bias, -100, 100));
   }
+  for (const std::uint32_t id : sampling.forced_ids()) ZEROC_RETURN_IF_ERROR(CheckTokenId("forced_ids", id, limits));
+  return OkStatus();
+}
+
+// What the workers are told of min_tokens and forced_ids: positions instead of counts, so that a replay behind tokens
+// that have been streamed already means the same.
+Status ResolvePositions(const RequestLimits& limits, std::size_t n_prompt_tokens, v1::SamplingParams* sampling) {
+  const auto check_count = [&](const char* field, std::uint64_t n) {
+    if (n <= sampling->max_tokens()) return OkStatus();
+    return InvalidArgument(std::string(field) + " " + std::to_string(n) + " is more than max_tokens " +
+                           std::to_string(sampling->max_tokens()));
+  };
+  ZEROC_RETURN_IF_ERROR(check_count("min_tokens", sampling->min_tokens()));
+  ZEROC_RETURN_IF_ERROR(check_count("forced_ids", static_cast<std::uint64_t>(sampling->forced_ids_size())));
+  const auto n_prompt = static_cast<std::uint32_t>(n_prompt_tokens);
+  sampling->set_forced_from(n_prompt);
+  sampling->clear_suppress_ids();
+  sampling->set_suppress_before(0);
+  if (sampling->min_tokens() == 0) return OkStatus();
+  sampling->set_suppress_before(n_prompt + sampling->min_tokens());
+  *sampling->mutable_suppress_ids() = sampling->stop_token_ids();
+  if (!sampling->ignore_eos()) sampling->mutable_suppress_ids()->Add(limits.eos_ids.begin(), limits.eos_ids.end());
   return OkStatus();
 }
 
@@ -116,9 +138,20 @@ Result<v1::SamplingParams> ResolveSampling(const v1::GenerateRequest& request, c
                                            std::size_t n_prompt_tokens, std::uint64_t fresh_seed) {
   v1::SamplingParams sampling = request.sampling();
   if (n_prompt_tokens == 0) return InvalidArgument("prompt has no tokens");
+  if (limits.prompt_tokens_max > 0 && n_prompt_tokens > limits.prompt_tokens_max) {
+    return InvalidArgument("prompt has " + std::to_string(n_prompt_tokens) + " tokens, more than the " +
+                           std::to_string(limits.prompt_tokens_max) + " that are allowed here");
+  }
   const std::size_t left = limits.max_positions - std::min<std::size_t>(limits.max_positions, n_prompt_tokens);
   if (!sampling.has_max_tokens()) {
     sampling.set_max_tokens(static_cast<std::uint32_t>(std::clamp<std::size_t>(left, 1, limits.default_max_tokens)));
+    if (limits.output_tokens_max > 0) {
+      sampling.set_max_tokens(std::min(sampling.max_tokens(), limits.output_tokens_max));
+    }
+  }
+  if (limits.output_tokens_max > 0 && sampling.max_tokens() > limits.output_tokens_max) {
+    return InvalidArgument("max_tokens " + std::to_string(sampling.max_tokens()) + " is more than the " +
+                           std::to_string(limits.output_tokens_max) + " that are allowed here");
   }
   if (sampling.max_tokens() > left) {
     return InvalidArgument("the prompt's " + std::to_string(n_prompt_tokens) + " tokens and max_tokens " +
@@ -134,6 +167,7 @@ Result<v1::SamplingParams> ResolveSampling(const v1::GenerateRequest& request, c
   if (!sampling.has_presence_penalty()) sampling.set_presence_penalty(0);
   if (!sampling.has_frequency_penalty()) sampling.set_frequency_penalty(0);
   if (!sampling.has_seed()) sampling.set_seed(fresh_seed);
+  ZEROC_RETURN_IF_ERROR(ResolvePositions(limits, n_prompt_tokens, &sampling));
   return sampling;
 }
 

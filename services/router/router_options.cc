@@ -40,6 +40,26 @@ OptionSet RouterOptionSet(RouterOptions* o) {
   set.AddInt("http_write_timeout_ms", &o->http_write_timeout_ms, 1, 600'000,
              {"ms", "A client that reads nothing for this long is gone."});
   set.AddInt("http_threads", &o->http_threads, 1, 64, {"threads", "Threads of the HTTP server."});
+
+  set.AddInt("grpc_message_bytes_max", &o->grpc_message_bytes_max, 1 << 10, 1 << 30,
+             {"bytes", "Larger gRPC messages are refused."});
+  set.AddInt("grpc_metadata_bytes_max", &o->grpc_metadata_bytes_max, 1 << 10, 1 << 20,
+             {"bytes", "Calls with more gRPC metadata are refused."});
+  set.AddInt("grpc_streams_max", &o->grpc_streams_max, 1, 1 << 20,
+             {"calls", "Calls of one gRPC connection at a time; more wait at the client."});
+  set.AddInt("max_prompt_tokens", &o->max_prompt_tokens, 0, 1 << 30,
+             {"tokens", "Longer prompts are refused; 0: up to the model's positions."});
+  set.AddInt("max_output_tokens", &o->max_output_tokens, 0, 1 << 30,
+             {"tokens", "Requests for more output are refused; 0: up to the model's positions."});
+
+  set.AddString(
+      "api_keys_file", &o->access.keys_file,
+      {"", "A name and a bearer key a line; all but probes and metrics needs one. Empty: open to everybody."});
+  set.AddDouble("requests_per_minute", &o->access.requests_per_minute, 0, 1e9,
+                {"requests/minute", "Limit of each key (without keys: of all clients together); 0: none."});
+  set.AddInt("max_in_flight_per_key", &o->access.in_flight_max, 0, 1 << 20,
+             {"requests", "Limit of each key (without keys: of all clients together); 0: none."});
+  AddSecurityOptions(&set, &o->security);
   return set;
 }
 

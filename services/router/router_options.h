@@ -4,7 +4,9 @@
 #include <cstdint>
 #include <string>
 
+#include "services/common/access.h"
 #include "services/common/options.h"
+#include "services/common/security.h"
 
 namespace zeroc {
 
@@ -33,6 +35,16 @@ struct RouterOptions {
   std::int64_t http_request_timeout_ms = 10'000;
   std::int64_t http_write_timeout_ms = 30'000;
   std::int64_t http_threads = 2;
+
+  std::int64_t grpc_message_bytes_max = 32 << 20;
+  std::int64_t grpc_metadata_bytes_max = 16 << 10;
+  std::int64_t grpc_streams_max = 1024;
+
+  std::int64_t max_prompt_tokens = 0;
+  std::int64_t max_output_tokens = 0;
+
+  AccessOptions access;
+  SecurityOptions security;
 };
 
 // The set refers to `options`.

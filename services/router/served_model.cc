@@ -30,12 +30,21 @@ class TokenizerCodec : public TextCodec {
     ZEROC_ASSIGN_OR_RETURN(ids, tokenizer_->EncodePrompt(text));
     return std::vector<std::uint32_t>(ids.begin(), ids.end());
   }
+  Result<std::vector<std::uint32_t>> EncodeText(std::string_view text) const override {
+    std::vector<int> ids;
+    ZEROC_ASSIGN_OR_RETURN(ids, tokenizer_->Encode(text));
+    return std::vector<std::uint32_t>(ids.begin(), ids.end());
+  }
   std::unique_ptr<TextStream> NewStream() const override { return std::make_unique<TokenizerStream>(*tokenizer_); }
   // Through a stream, so that part of a character is U+FFFD and the result can stand in JSON.
   std::string TokenText(std::uint32_t token_id) const override {
     StreamingDecoder decoder(*tokenizer_, /*skip_special=*/false);
     std::string text = decoder.Push(static_cast<int>(token_id));
     return text + decoder.Flush();
+  }
+  std::string TokenBytes(std::uint32_t token_id) const override {
+    const int id = static_cast<int>(token_id);
+    return tokenizer_->Decode(std::span(&id, 1));
   }
   std::string Decode(std::span<const std::uint32_t> ids) const override {
     StreamingDecoder decoder(*tokenizer_, /*skip_special=*/false);
@@ -86,9 +95,11 @@ Result<ServedModel> LoadServedModel(const std::string& dir, const std::string& p
   model.plan_id = plan->plan_id();
   model.max_positions = static_cast<std::uint32_t>(config->max_positions);
   model.vocab_size = static_cast<std::uint32_t>(config->vocab_size);
+  model.eos_ids.assign(config->eos_ids.begin(), config->eos_ids.end());
   model.ppl_base = plan->ppl_base();
   ZEROC_ASSIGN_OR_RETURN(model.ladder, LadderOf(*plan));
   model.codec = std::make_shared<TokenizerCodec>(std::move(*tokenizer));
+  ZEROC_ASSIGN_OR_RETURN(model.chat_template, ChatTemplate::Open(dir));
   return model;
 }
 

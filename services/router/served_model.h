@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "libzeroc/base/status.h"
+#include "libzeroc/tokenizer/chat_template.h"
 #include "services/router/policy.h"
 #include "services/router/text_codec.h"
 
@@ -18,9 +19,11 @@ struct ServedModel {
   std::string plan_id;
   std::uint32_t max_positions = 0;  // tokens
   std::uint32_t vocab_size = 0;
+  std::vector<std::uint32_t> eos_ids;
   double ppl_base = 0;
   std::vector<Rung> ladder;
   std::shared_ptr<const TextCodec> codec;
+  std::shared_ptr<const ChatTemplate> chat_template = ChatTemplate::Default();
 };
 
 // Reads config.json, tokenizer.json and the plan (dir/zeroc.plan when plan_path is empty); the name defaults to the

@@ -12,8 +12,9 @@ constexpr std::uint32_t kIntMax = std::numeric_limits<std::int32_t>::max();
 
 Result<SamplingParams> SamplingFromProto(const v1::SamplingParams& proto) {
   SamplingParams params;
-  if (proto.max_tokens() > kIntMax || proto.top_k() > kIntMax || proto.logprobs() > kIntMax) {
-    return InvalidArgument("sampling: max_tokens, top_k or logprobs is out of range");
+  if (proto.max_tokens() > kIntMax || proto.top_k() > kIntMax || proto.logprobs() > kIntMax ||
+      proto.forced_from() > kIntMax || proto.suppress_before() > kIntMax) {
+    return InvalidArgument("sampling: max_tokens, top_k, logprobs or a position is out of range");
   }
   if (proto.has_max_tokens()) params.max_tokens = static_cast<int>(proto.max_tokens());
   if (proto.has_temperature()) params.temperature = proto.temperature();
@@ -30,6 +31,16 @@ Result<SamplingParams> SamplingFromProto(const v1::SamplingParams& proto) {
     if (id > kIntMax) return InvalidArgument("sampling: stop token id " + std::to_string(id) + " is out of range");
     params.stop_ids.push_back(static_cast<std::int32_t>(id));
   }
+  for (const std::uint32_t id : proto.forced_ids()) {
+    if (id > kIntMax) return InvalidArgument("sampling: forced token id " + std::to_string(id) + " is out of range");
+    params.forced_ids.push_back(static_cast<std::int32_t>(id));
+  }
+  for (const std::uint32_t id : proto.suppress_ids()) {
+    if (id > kIntMax) return InvalidArgument("sampling: token id " + std::to_string(id) + " is out of range");
+    params.suppress_ids.push_back(static_cast<std::int32_t>(id));
+  }
+  params.forced_from = static_cast<int>(proto.forced_from());
+  params.suppress_before = static_cast<int>(proto.suppress_before());
   for (const auto& [id, bias] : proto.logit_bias()) {
     if (id > kIntMax)
       return InvalidArgument("sampling: logit_bias of token " + std::to_string(id) + " is out of range");

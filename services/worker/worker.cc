@@ -42,6 +42,7 @@ void AddWorkerOptions(OptionSet* set, WorkerOptions* o) {
   set->AddString("transport_net_devices", &o->transport_net_devices, {"", "UCX network devices, e.g. lo; auto: all."});
   set->AddInt("drain_timeout_ms", &o->drain_timeout_ms, 0, 3'600'000,
               {"ms", "After SIGTERM: how long running requests may go on."});
+  AddSecurityOptions(set, &o->security);
   set->AddString("log_level", &o->log_level, {"", "debug, info, warning or error."});
 }
 
@@ -120,6 +121,8 @@ Status Serve(WorkerKind kind, WorkerOptions& options, const Addresses& addresses
     options.name = std::string(KindName(kind)) + "-" + HostName() + "-" +
                    (addresses.grpc.port != 0 ? std::to_string(addresses.grpc.port) : "pid" + std::to_string(getpid()));
   }
+  ZEROC_ASSIGN_OR_RETURN(const Security security, LoadSecurity(options.security));
+  LogInfo("security " + security.Describe());
   ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<WorkerModel> model,
                          WorkerModel::Open(options.model, options.plan, static_cast<int>(options.threads)));
   LogInfo("model dir=" + options.model + " fingerprint=" + model->fingerprint() +
@@ -139,11 +142,12 @@ Status Serve(WorkerKind kind, WorkerOptions& options, const Addresses& addresses
                           {"ucx", UcxVersion()}});
 
   ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> grpc_server,
-                         GrpcServer::Start(options.grpc_listen, GrpcLimits(), {service->service()}));
+                         GrpcServer::Start(options.grpc_listen, GrpcLimits(), {service->service()}, security.grpc));
   std::atomic<bool> draining = false;
   const auto ready = [&draining] { return draining ? Unavailable("draining") : OkStatus(); };
   ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http_server,
-                         HttpServer::Start(options.http_listen, HttpLimits(), Routes(metrics, *service, ready)));
+                         HttpServer::Start(options.http_listen, HttpLimits(), Routes(metrics, *service, ready), nullptr,
+                                           nullptr, security.http));
   grpc_server->SetServing(true);
   LogInfo("listening grpc_port=" + std::to_string(grpc_server->port()) +
           " http_port=" + std::to_string(http_server->port()));
@@ -151,6 +155,7 @@ Status Serve(WorkerKind kind, WorkerOptions& options, const Addresses& addresses
   if (!options.router.empty()) {
     RegistrationOptions registering;
     registering.router_address = options.router;
+    registering.security = security.grpc;
     registration = Registration::Start(
         registering,
         Info(kind, options, *model, *service, addresses.advertised_host, grpc_server->port(), http_server->port()),

@@ -10,6 +10,7 @@
 #include "libzeroc/comm/transport.h"
 #include "services/common/metrics.h"
 #include "services/common/options.h"
+#include "services/common/security.h"
 #include "services/worker/worker_model.h"
 
 namespace grpc {
@@ -36,6 +37,7 @@ struct WorkerOptions {
   std::int64_t kv_memory_mib = 1024;
   std::int64_t threads = 0;
   std::int64_t drain_timeout_ms = 10'000;
+  SecurityOptions security;
 };
 
 // The KV transport of a worker; made by the service, which is its listener.

@@ -62,12 +62,20 @@ def wait_until(condition, timeout_s, what):
         time.sleep(0.05)
 
 
-def http_request(port, method, path, body=None, timeout_s=REQUEST_S):
+def connect_http(port, timeout_s=REQUEST_S, tls=None):
+    """`tls`: the ssl.SSLContext to use, None for plain HTTP."""
+    if tls is not None:
+        return http.client.HTTPSConnection("127.0.0.1", port, timeout=timeout_s, context=tls)
+    return http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+
+
+def http_request(port, method, path, body=None, timeout_s=REQUEST_S, tls=None, headers=None):
     """Returns (status, headers, text). `body` is bytes, or an object that is sent as JSON."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
+    connection = connect_http(port, timeout_s, tls)
     try:
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request(method, path, body=data, headers={"Content-Type": "application/json"})
+        connection.request(method, path, body=data,
+                           headers={"Content-Type": "application/json", **(headers or {})})
         response = connection.getresponse()
         return response.status, response.headers, response.read().decode()
     finally:
@@ -133,7 +141,9 @@ class Process:
 
 
 class Service(Process):
-    """zeroc-router, zeroc-prefill or zeroc-decode with a gRPC and an HTTP port."""
+    """zeroc-router, zeroc-prefill or zeroc-decode with a gRPC and an HTTP port. `tls` as in connect_http."""
+
+    tls = None
 
     def __init__(self, program, args, log_dir):
         self.grpc_port, self.http_port = free_port(), free_port()
@@ -142,7 +152,7 @@ class Service(Process):
     def status(self, path):
         """HTTP status of a GET, or None while nobody answers."""
         try:
-            return http_request(self.http_port, "GET", path, timeout_s=5)[0]
+            return http_request(self.http_port, "GET", path, timeout_s=5, tls=self.tls)[0]
         except OSError:
             return None
 
@@ -155,7 +165,7 @@ class Service(Process):
         wait_until(ready, timeout_s, f"{self.program} is ready; log:\n{self.log()[-2000:]}")
 
     def metrics(self):
-        status, _, text = http_request(self.http_port, "GET", "/metrics", timeout_s=SETTLE_S)
+        status, _, text = http_request(self.http_port, "GET", "/metrics", timeout_s=SETTLE_S, tls=self.tls)
         if status != 200:
             raise AssertionError(f"{self.program}: /metrics answered {status}")
         return parse_metrics(text)
@@ -174,10 +184,10 @@ class Service(Process):
 class Stream:
     """A streamed completion. `events` grows as events() is walked; `done` tells whether [DONE] came."""
 
-    def __init__(self, port, body):
-        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=REQUEST_S)
-        self.connection.request("POST", "/v1/completions", body=json.dumps(body),
-                                headers={"Content-Type": "application/json"})
+    def __init__(self, port, body, path="/v1/completions", tls=None, headers=None):
+        self.connection = connect_http(port, tls=tls)
+        self.connection.request("POST", path, body=json.dumps(body),
+                                headers={"Content-Type": "application/json", **(headers or {})})
         self.response = self.connection.getresponse()
         self.status = self.response.status
         self.done = False
@@ -209,12 +219,16 @@ def text_of(events):
 
 
 class Cluster:
-    """A router, and as many workers as asked for. Flags given as router_args and so on come after the usual ones."""
+    """A router, and as many workers as asked for. Flags given as router_args and so on come after the usual ones.
+    `tls` (as in connect_http) is how /readyz and /metrics of all services are asked for.
+    """
 
     latest = None  # the cluster made last, for ClusterTest
 
-    def __init__(self, n_decode=1, n_prefill=1, router_args=(), decode_args=(), prefill_args=()):
+    def __init__(self, n_decode=1, n_prefill=1, router_args=(), decode_args=(), prefill_args=(),
+                 tls=None):
         Cluster.latest = self
+        self.tls = tls
         self.log_dir = tempfile.TemporaryDirectory(prefix="zeroc-e2e-")  # gone with this object
         self.processes = []
         self.decode, self.prefill = [], []
@@ -231,6 +245,7 @@ class Cluster:
 
     def _start(self, program, args):
         service = Service(program, args, self.log_dir.name)
+        service.tls = self.tls
         self.processes.append(service)
         return service
 

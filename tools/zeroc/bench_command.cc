@@ -110,6 +110,7 @@ class BenchCommand : public Command {
   Status CheckUsage() override { return options_.CheckUsage(); }
 
   Status Run() override {
+    ZEROC_RETURN_IF_ERROR(options_.RefuseBaselines("bench"));
     ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, Session::Open(options_));
     ZEROC_ASSIGN_OR_RETURN(const ScoredMethod method, session->Asked());
     Progress progress;

@@ -36,14 +36,15 @@ class CalibrateCommand : public Command {
     app.add_option("--recall-cases", n_recall_cases_, "cases taken, evenly over the groups; 0: all [40]")
         ->check(CLI::Range(0, std::numeric_limits<int>::max()))
         ->option_text("N");
-    app.add_option("--out", out_path_, "plan to write; an old one is replaced only by a complete one")
+    app.add_option(
+           "--out", out_path_,
+           "plan to write; an old one is replaced only by a complete one. Until then PLAN.partial keeps what is "
+           "measured: the same command goes on where it was stopped")
         ->required()
         ->option_text("PLAN");
     AddSizes(app);
-    app.add_option("--budget", budget_,
-                   "perplexity increase (absolute) for which the smallest profile is named at the end [0.1]")
-        ->check(CLI::Range(0.0, 1e6))
-        ->option_text("X");
+    AddLadder(app);
+    AddAblations(app);
     model_.AddThreads(app);
     model_.AddJson(app);
   }
@@ -52,6 +53,8 @@ class CalibrateCommand : public Command {
     if (options_.score.stride >= options_.score.context) {
       return InvalidArgument("--score-stride must be below --score-context");
     }
+    if (no_affine_ && no_shared_) return InvalidArgument("--no-affine and --no-shared leave no scale");
+    ZEROC_RETURN_IF_ERROR(ApplyAblations());
     for (const std::string& text : texts_) {
       ZEROC_ASSIGN_OR_RETURN(TextSlice slice, ParseTextSlice(text));
       slices_.push_back(std::move(slice));
@@ -79,6 +82,7 @@ class CalibrateCommand : public Command {
     const Result<Plan> plan = RunStages(*session, sources, heldout, cases, bos_id);
     if (!plan.ok()) return plan.status();
     ZEROC_RETURN_IF_ERROR(plan->Save(out_path_));
+    RemovePartial(options_.partial_path);
     Print(*plan);
     return OkStatus();
   }
@@ -86,7 +90,8 @@ class CalibrateCommand : public Command {
  private:
   void AddSizes(CLI::App& app) {
     constexpr int kMost = 1 << 24;
-    app.add_option("--context", options_.context, "tokens of a calibration window, BOS included [2048]")
+    app.add_option("--context", options_.context,
+                   "tokens of a window for moments, BOS included; calibrate at the length you serve [4096]")
         ->check(CLI::Range(2, kMost))
         ->option_text("N");
     app.add_option("--max-windows", options_.max_windows, "calibration windows, evenly over the texts [64]")
@@ -101,6 +106,79 @@ class CalibrateCommand : public Command {
     app.add_option("--score-windows", options_.score.max_windows, "windows scored; 0: all of the held-out text [8]")
         ->check(CLI::Range(0, kMost))
         ->option_text("N");
+  }
+
+  void AddLadder(CLI::App& app) {
+    app.add_option("--probe-windows", options_.probe_windows,
+                   "windows of --score-context tokens from --text that the ladder is searched on [6]")
+        ->check(CLI::Range(1, 1 << 20))
+        ->option_text("N");
+    app.add_option("--rungs", options_.ladder.rungs,
+                   "one profile zX for each X: at most X bits per element, everything counted at 4,096 tokens "
+                   "[6 5 4 3.5 3 2.5 2.25 2 1.75 1.5 1.25]")
+        ->check(CLI::Range(0.1, 16.0))
+        ->option_text("X ..");
+    app.add_option("--budget", options_.budget,
+                   "perplexity increase (absolute) that profile 'abs' just meets on the held-out text [0.1]")
+        ->check(CLI::Range(0.0, 1e6))
+        ->option_text("X");
+    app.add_option("--budget-rel", options_.budget_rel,
+                   "perplexity increase (a share of the perplexity) that profile 'rel' just meets [0.018]")
+        ->check(CLI::Range(0.0, 10.0))
+        ->option_text("X");
+  }
+
+  // For comparisons; every one of them makes a plan that the engine can serve.
+  void AddAblations(CLI::App& app) {
+    constexpr const char* kGroup = "Comparisons";
+    app.add_option("--basis", basis_,
+                   "coordinates: balanced, svd-qk (orthogonal, of stacked Q and K), hadamard (none, "
+                   "rotation only) or none [balanced]")
+        ->check(CLI::IsMember({"balanced", "svd-qk", "hadamard", "none"}))
+        ->option_text("NAME")
+        ->group(kGroup);
+    app.add_flag("--no-hadamard", no_hadamard_,
+                 "undo the rotation inside runs; shapes then have a single run (implied by --basis none)")
+        ->group(kGroup);
+    app.add_flag("--no-layer-axis", no_layer_axis_, "the same two shapes in every layer")->group(kGroup);
+    app.add_flag("--no-mass", no_mass_, "no correction of the softmax mass of packed keys")->group(kGroup);
+    app.add_flag("--no-young", no_young_, "no young tiers: a block is exact, then packed once")->group(kGroup);
+    app.add_flag("--no-affine", no_affine_, "shared scales only")->group(kGroup);
+    app.add_flag("--no-shared", no_shared_, "affine scales only")->group(kGroup);
+    app.add_option("--recent", recent_, "exact recent tokens, instead of a choice per profile")
+        ->check(CLI::Range(0, 1 << 20))
+        ->option_text("N")
+        ->group(kGroup);
+    app.add_option("--sink", sink_, "exact first tokens, 0 or 16, instead of a choice per profile")
+        ->check(CLI::IsMember({0, 16}))
+        ->option_text("N")
+        ->group(kGroup);
+    app.add_option("--damping", options_.basis.damping, "share of the mean diagonal added to the moments [0.01]")
+        ->check(CLI::Range(0.0, 1.0))
+        ->option_text("X")
+        ->group(kGroup);
+  }
+
+  Status ApplyAblations() {
+    LadderOptions& ladder = options_.ladder;
+    if (basis_ == "svd-qk") options_.basis.kind = BasisKind::kStackedSvd;
+    if (basis_ == "hadamard" || basis_ == "none") options_.basis.kind = BasisKind::kIdentity;
+    if (no_hadamard_ || basis_ == "none") {
+      options_.basis.undo_rotation = true;
+      ladder.shapes.runs_max = 1;  // only the rotation over all coordinates can be undone by the maps
+    }
+    ladder.layer_axis = !no_layer_axis_;
+    ladder.mass = !no_mass_;
+    ladder.shapes.affine = !no_affine_;
+    ladder.shapes.shared = !no_shared_;
+    if (recent_ >= 0) ladder.windows = {WindowChoice{recent_, {}}};
+    if (no_young_) std::erase_if(ladder.windows, [](const WindowChoice& w) { return !w.young.empty(); });
+    if (sink_ >= 0) {
+      for (WindowChoice& window : ladder.windows) window.sink_tokens = sink_;
+      ladder.sinks.clear();
+    }
+    options_.partial_path = out_path_ + ".partial";
+    return OkStatus();
   }
 
   // Now, not behind the hours of work that a large model takes.
@@ -141,8 +219,8 @@ class CalibrateCommand : public Command {
       PrintJson(PlanJson(plan));
       return;
     }
-    const Profile& best = plan.SmallestWithin(budget_);
-    std::cout << PlanTable(plan) << "\nsmallest profile within +" << budget_ << ": " << best.name << " ("
+    const Profile& best = plan.SmallestWithin(options_.budget);
+    std::cout << PlanTable(plan) << "\nsmallest profile within +" << options_.budget << ": " << best.name << " ("
               << Fixed(best.cost.kv_bytes_per_token, 1) << " bytes/token)\nwritten to " << out_path_ << '\n';
   }
 
@@ -153,7 +231,10 @@ class CalibrateCommand : public Command {
   std::string heldout_, recall_set_, out_path_;
   TextSlice heldout_slice_;
   int n_recall_cases_ = 40;
-  double budget_ = 0.1;
+  std::string basis_ = "balanced";
+  bool no_hadamard_ = false, no_layer_axis_ = false, no_mass_ = false, no_young_ = false;
+  bool no_affine_ = false, no_shared_ = false;
+  int recent_ = -1, sink_ = -1;
 };
 
 }  // namespace

@@ -102,8 +102,12 @@ class UsageTest(CliTest):
         self.check_usage(["no-such-method"], *base, "--method", "no-such-method")
         self.check_usage(["--kv-bits"], *base, "--method", "kivi4", "--kv-bits", 4)
         self.check_usage(["--kv-bits"], *base, "--kv-bits", 4)
-        self.check_fails(["kivi4", "not built yet"], *base, "--method", "kivi4")
-        self.check_fails(["h2o", "not built yet"], *base, "--method", "h2o", "--kv-bits", 3)
+        self.check_usage(["--kv-bits"], *base, "--method", "h2o", "--kv-bits", 17)
+        self.check_usage(["--calibration-text"], *base, "--method", "kivi4", "--calibration-text", PROSE)
+        self.check_fails(["no.txt"], *base, "--method", "palu", "--calibration-text", "no.txt")
+        ids = self.write("ids.json", "[1]")
+        self.check_fails(["kivi4", "logits"], "logits", "--model", MODEL, "--ids-file", ids, "--method", "kivi4")
+        self.check_fails(["h2o", "bench"], "bench", "decode", "--model", MODEL, "--method", "h2o")
 
     def test_no_cuda_in_silence(self):
         ids = self.write("ids.json", "[1]")
@@ -257,6 +261,57 @@ class GenerateTest(CliTest):
         self.check_fails(["ids[0]", "4096"], "generate", "--model", MODEL, "--ids-file", self.write("o.json", "[4096]"))
 
 
+class BaselineTest(CliTest):
+    """The methods of other papers, in the same engine."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.text = text_file(cls.dir, "prose.txt", 12000)
+        cls.score = ["perplexity", "--model", MODEL, "--text", cls.text, "--context", 384, "--stride", 64,
+                     "--max-windows", 2]
+        cls.exact = zeroc_json(*cls.score)
+
+    def test_one_size(self):
+        # Exact bytes over stored bytes: codes and scales, and KIVI's 128 exact tokens of 384.
+        for method, smaller in [("fp8", 2), ("int8", 1.9), ("kivi4", 1.8), ("kivi2", 2.2), ("hack", 5)]:
+            with self.subTest(method=method):
+                answer = zeroc_json(*self.score, "--method", method)
+                self.assertEqual(list(answer), list(self.exact))
+                self.assertEqual(answer["tokens"], self.exact["tokens"])
+                self.assertLessEqual(answer["kv_bytes_per_token"], self.exact["kv_bytes_per_token"] / smaller)
+                self.assertGreater(answer["kl"], 0)
+                self.assertLess(answer["kl"], 1)
+
+    def test_free_size(self):
+        for method in ["h2o", "snapkv"]:
+            with self.subTest(method=method):
+                small = zeroc_json(*self.score, "--method", method, "--kv-bits", 4)
+                large = zeroc_json(*self.score, "--method", method, "--kv-bits", 12)
+                self.assertLess(small["kv_bytes_per_token"], large["kv_bytes_per_token"])
+                self.assertGreater(small["kl"], large["kl"])
+
+    def test_calibrated(self):
+        for method in ["palu", "zeroc-paper"]:
+            with self.subTest(method=method):
+                answer = zeroc_json(*self.score, "--method", method, "--kv-bits", 12, "--calibration-text", self.text)
+                self.assertLessEqual(answer["kv_bytes_per_token"], 0.78 * self.exact["kv_bytes_per_token"])
+                self.assertGreater(answer["kl"], 0)
+        short = self.write("short.txt", "A line.")
+        self.check_fails(["short.txt", "tokens"], *self.score, "--method", "palu", "--calibration-text", short)
+
+    def test_generates(self):
+        base = ["generate", "--model", MODEL, "--prompt", PROMPT, "--max-tokens", 6, "--ignore-eos"]
+        # So short a prompt lies in KIVI's exact window.
+        self.assertEqual(zeroc_json(*base, "--method", "kivi4")["ids"], zeroc_json(*base)["ids"])
+
+    def test_recall(self):
+        case = self.write("case.jsonl", json.dumps({"prompt": PROMPT, "answer": " and", "group": "g"}))
+        answer = zeroc_json("recall", "--model", MODEL, "--set", case, "--method", "fp8")
+        self.assertEqual(list(answer), ["accuracy", "by_group", "kv_bytes_per_token"])
+        self.assertEqual(answer["kv_bytes_per_token"], 4 * 2 * 2 * 64)
+
+
 class PlanTest(CliTest):
     """Everything that needs a plan: one is calibrated, small, from the licence's text."""
 
@@ -348,6 +403,12 @@ class PlanTest(CliTest):
         self.assertLess(packed["kv_bytes_per_token"], plain["kv_bytes_per_token"])
         chunks = zeroc_json(*base, *self.with_plan, "--profile", "q3", "--score", "prefill")
         self.assertAlmostEqual(chunks["nll"], packed["nll"], delta=0.02)
+        out = pathlib.Path(self.dir) / "tokens.txt"
+        zeroc_json(*base, *self.with_plan, "--profile", "q3", "--tokens-out", out)
+        rows = [[float(x) for x in line.split()] for line in out.read_text().splitlines()]
+        self.assertEqual(len(rows), packed["tokens"])
+        self.assertAlmostEqual(sum(nll for nll, _ in rows) / len(rows), packed["nll"], places=6)
+        self.assertAlmostEqual(sum(kl for _, kl in rows) / len(rows), packed["kl"], places=6)
 
     def test_recall(self):
         answer = zeroc_json("recall", *self.with_plan, "--profile", "q8", "--set", self.recall_set)

@@ -74,7 +74,9 @@ class GenerateCommand : public Command {
       return !stopped;
     };
     ZEROC_ASSIGN_OR_RETURN(const Completion completion,
-                           GenerateLocally(*method.model, method.format, prompt, sampling_, on_token));
+                           method.attention != nullptr
+                               ? GenerateLocally(*method.model, *method.attention, prompt, sampling_, on_token)
+                               : GenerateLocally(*method.model, method.format, prompt, sampling_, on_token));
     match(decoder.Flush());
     if (!stopped) show(matcher.Flush());
     Print(completion, prompt.size(), text);

@@ -78,6 +78,7 @@ class LogitsCommand : public Command {
   }
 
   Status Run() override {
+    ZEROC_RETURN_IF_ERROR(options_.RefuseBaselines("logits"));
     ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, Session::Open(options_));
     ZEROC_ASSIGN_OR_RETURN(const std::vector<std::int32_t> ids, ReadIdsFile(ids_file_));
     ZEROC_RETURN_IF_ERROR(session->CheckIds(ids, ids_file_));

@@ -1,10 +1,13 @@
 // zeroc plan: the ladder of a plan, and the table that zeroc calibrate ends with.
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "tools/zeroc/command.h"
 #include "tools/zeroc/output.h"
+#include "tools/zeroc/plan_plot.h"
 #include "tools/zeroc/plan_table.h"
 
 namespace zeroc {
@@ -24,25 +27,69 @@ Json ProfileJson(const Profile& profile) {
           {"kl", measured(cost.kl)}};
 }
 
+// "4x16 2x32s 0x16": runs in order, bits x width, s for shared scales.
+std::string ShapeText(const TierShape& shape) {
+  std::string text;
+  for (const kernels::KvRun& run : shape.runs) {
+    text += (text.empty() ? "" : " ") + std::to_string(run.bits) + "x" + std::to_string(run.width);
+    if (kernels::IsQuantised(run.bits) && run.scale == kernels::KvScaleKind::kShared) text += "s";
+  }
+  return text;
+}
+
+// "2 at 8+, 4 at 4+": 64-token blocks of every young tier, and the fewest bits in it.
+std::string YoungText(const Profile& profile) {
+  std::string text;
+  for (const YoungTier& tier : profile.young) {
+    int bits = 16;
+    for (const KvShape& shape : tier.layers) {
+      for (const TierShape* side : {&shape.k, &shape.v}) {
+        for (const kernels::KvRun& run : side->runs) bits = std::min(bits, run.bits);
+      }
+    }
+    text += (text.empty() ? "" : ", ") + std::to_string(tier.n_blocks) + " at " + std::to_string(bits) + "+";
+  }
+  return text.empty() ? "-" : text;
+}
+
 class PlanCommand : public Command {
  public:
   explicit PlanCommand(CLI::App& app) {
     app.add_option("plan", path_, "plan file, as zeroc calibrate writes it")->required()->option_text("PLAN");
+    app.add_option("--plot", plot_path_, "also write a picture (SVG) of bytes against perplexity increase")
+        ->option_text("FILE.svg");
+    app.add_option("--budget", budget_, "perplexity increase (absolute) drawn as a line in the picture [0.1]")
+        ->check(CLI::Range(1e-6, 1e6))
+        ->option_text("X");
+    app.add_flag("--shapes", shapes_,
+                 "also list the tier shapes of every layer (bits x coordinates, s: shared scales) and windows");
     app.add_flag("--json", json_, "print {\"plan_id\":..,\"ppl_base\":..,\"profiles\":[..]}");
   }
 
   Status Run() override {
     ZEROC_ASSIGN_OR_RETURN(const Plan plan, Plan::Open(path_));
+    if (!plot_path_.empty()) ZEROC_RETURN_IF_ERROR(WritePlot(plan));
     if (json_) {
       PrintJson(PlanJson(plan));
     } else {
       std::cout << PlanTable(plan);
+      if (shapes_) std::cout << '\n' << ShapeTable(plan);
     }
     return OkStatus();
   }
 
  private:
-  std::string path_;
+  Status WritePlot(const Plan& plan) const {
+    std::ofstream file(plot_path_, std::ios::binary | std::ios::trunc);
+    file << PlanPlot(plan, budget_);
+    file.close();
+    if (!file) return NotFound("--plot " + plot_path_ + ": cannot be written");
+    return OkStatus();
+  }
+
+  std::string path_, plot_path_;
+  double budget_ = 0.1;
+  bool shapes_ = false;
   bool json_ = false;
 };
 
@@ -79,6 +126,24 @@ std::string PlanTable(const Plan& plan) {
   text += "bytes count everything held after " + std::to_string(kCostContext) +
           " tokens; the ppl increase promised is the larger of direct and from KL\n\n";
   return text + table.ToString();
+}
+
+std::string ShapeTable(const Plan& plan) {
+  Table table({"profile", "layers", "keys (bits x coordinates)", "values", "sink", "recent", "young blocks"});
+  for (const Profile& profile : plan.ladder()) {
+    const std::size_t n_layers = profile.layers.size();
+    for (std::size_t begin = 0, end = 0; begin < n_layers; begin = end) {
+      while (end < n_layers && profile.layers[end].k == profile.layers[begin].k &&
+             profile.layers[end].v == profile.layers[begin].v) {
+        ++end;
+      }
+      const std::string layers = std::to_string(begin) + (end - begin > 1 ? "-" + std::to_string(end - 1) : "");
+      table.Add({begin == 0 ? profile.name : "", layers, ShapeText(profile.layers[begin].k),
+                 ShapeText(profile.layers[begin].v), std::to_string(profile.sink_tokens),
+                 std::to_string(profile.recent_tokens), YoungText(profile)});
+    }
+  }
+  return table.ToString();
 }
 
 CommandEntry AddPlanCommand(CLI::App& parent) {

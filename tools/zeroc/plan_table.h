@@ -13,4 +13,7 @@ nlohmann::ordered_json PlanJson(const Plan& plan);
 
 std::string PlanTable(const Plan& plan);
 
+// The tier shapes of every profile that packs, layers of equal shape in one line.
+std::string ShapeTable(const Plan& plan);
+
 }  // namespace zeroc

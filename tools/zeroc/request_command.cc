@@ -13,6 +13,7 @@
 #include "services/common/grpc_server.h"
 #include "services/common/grpc_status.h"
 #include "services/common/options.h"
+#include "services/common/security.h"
 #include "tools/zeroc/output.h"
 #include "tools/zeroc/text_input.h"
 #include "zeroc/v1/inference.grpc.pb.h"
@@ -139,6 +140,14 @@ class RequestCommand : public Command {
     app.add_option("--timeout-s", timeout_s_, "seconds until the request is given up [600]")
         ->check(CLI::Range(0.001, 86400.0))
         ->option_text("X");
+    app.add_option("--tls-ca-file", security_.tls_ca_file, "PEM: talk TLS to a router that these sign [plain]")
+        ->option_text("FILE");
+    app.add_option("--tls-certificate-file", security_.tls_certificate_file, "PEM: our chain, where the router asks")
+        ->option_text("FILE");
+    app.add_option("--tls-key-file", security_.tls_key_file, "PEM: private key of the certificate")
+        ->option_text("FILE");
+    app.add_option("--api-key-file", api_key_file_, "file with the API key alone, where the router asks")
+        ->option_text("FILE");
     app.add_flag("--json", json_, "one JSON object instead of text and table");
   }
 
@@ -182,8 +191,15 @@ class RequestCommand : public Command {
 
   // Shows the text as it comes. A stream that ends without its last message is an error even if its status is OK.
   Status Generate(const v1::GenerateRequest& request, Answer* answer) const {
-    const auto stub = v1::Inference::NewStub(MakeGrpcChannel(router_, GrpcLimits{}));
+    Security security;
+    ZEROC_ASSIGN_OR_RETURN(security, LoadSecurity(security_));
+    const auto stub = v1::Inference::NewStub(MakeGrpcChannel(router_, GrpcLimits{}, security.grpc));
     grpc::ClientContext context;
+    if (!api_key_file_.empty()) {
+      std::string key;
+      ZEROC_ASSIGN_OR_RETURN(key, ReadSecretFile(api_key_file_));
+      context.AddMetadata("authorization", "Bearer " + key);
+    }
     context.set_deadline(std::chrono::system_clock::now() +
                          std::chrono::milliseconds(static_cast<std::int64_t>(std::lround(timeout_s_ * 1e3))));
     const auto reader = stub->Generate(&context, request);
@@ -205,7 +221,8 @@ class RequestCommand : public Command {
   }
 
   std::string router_ = "127.0.0.1:9000";
-  std::string prompt_, prompt_file_, profile_, request_id_;
+  std::string prompt_, prompt_file_, profile_, request_id_, api_key_file_;
+  SecurityOptions security_;
   CLI::Option* prompt_option_;
   std::uint32_t max_tokens_ = 128;
   float temperature_ = 0, top_p_ = 1, min_p_ = 0;

@@ -1,5 +1,7 @@
 // zeroc perplexity, zeroc recall.
 #include <CLI/CLI.hpp>
+#include <cstdio>
+#include <fstream>
 #include <iostream>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -24,6 +26,7 @@ ProgressFn Bar(Progress& progress, const char* stage) {
 }
 
 std::string MethodName(const ModelOptions& options) {
+  if (options.baseline()) return options.method;
   return options.compressed() ? "zeroc, profile " + options.profile : "none (original weights, bf16 KV)";
 }
 
@@ -45,6 +48,9 @@ class PerplexityCommand : public Command {
                    "decode: scored tokens run one by one, packed as they go; prefill: in chunks, faster [decode]")
         ->check(CLI::IsMember({"decode", "prefill"}))
         ->option_text("PATH");
+    app.add_option("--tokens-out", tokens_out_,
+                   "also write one line per scored token: nats, and nats of KL divergence; for paired tests")
+        ->option_text("FILE");
     options_.AddProfile(app);
     options_.AddMethod(app);
     options_.AddThreads(app);
@@ -65,21 +71,34 @@ class PerplexityCommand : public Command {
     ZEROC_RETURN_IF_ERROR(session->CheckIds(tokens, "tokens of " + text_));
     ZEROC_ASSIGN_OR_RETURN(const std::int32_t bos_id, session->BosId(*tokenizer));
     ZEROC_ASSIGN_OR_RETURN(const ScoredMethod base, session->Uncompressed());
+    Progress progress;
     std::vector<ScoredMethod> methods;
     if (options_.compressed()) {
-      ZEROC_ASSIGN_OR_RETURN(ScoredMethod asked, session->Asked());
+      ZEROC_ASSIGN_OR_RETURN(ScoredMethod asked, session->Asked(Bar(progress, "calibration")));
       methods.push_back(std::move(asked));
     }
     score_.through_decode = path_ == "decode";
-    Progress progress;
     ZEROC_ASSIGN_OR_RETURN(
         const std::vector<TextScore> scores,
         ScoreText(tokens, TokenBytes(*tokenizer, tokens), bos_id, base, methods, score_, Bar(progress, "perplexity")));
+    if (!tokens_out_.empty()) ZEROC_RETURN_IF_ERROR(WriteTokens(scores.back()));
     Print(scores.front(), scores.back());
     return OkStatus();
   }
 
  private:
+  Status WriteTokens(const TextScore& score) const {
+    std::ofstream file(tokens_out_, std::ios::binary | std::ios::trunc);
+    char line[64];
+    for (std::size_t i = 0; i < score.token_nll.size(); ++i) {
+      std::snprintf(line, sizeof line, "%.9g %.9g\n", score.token_nll[i], score.token_kl[i]);
+      file << line;
+    }
+    file.close();
+    if (!file) return NotFound("--tokens-out " + tokens_out_ + ": cannot be written");
+    return OkStatus();
+  }
+
   void Print(const TextScore& base, const TextScore& score) const {
     if (options_.json) {
       PrintJson({{"ppl", score.ppl},
@@ -105,7 +124,7 @@ class PerplexityCommand : public Command {
 
   ModelOptions options_;
   ScoreOptions score_;
-  std::string text_, path_ = "decode";
+  std::string text_, tokens_out_, path_ = "decode";
   TextSlice slice_;
 };
 
@@ -133,8 +152,8 @@ class RecallCommand : public Command {
     ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, session->OpenTokenizer());
     ZEROC_ASSIGN_OR_RETURN(const std::vector<RecallCase> cases,
                            LoadRecallCases(*session, *tokenizer, set_, n_cases_max_));
-    ZEROC_ASSIGN_OR_RETURN(const ScoredMethod method, session->Asked());
     Progress progress;
+    ZEROC_ASSIGN_OR_RETURN(const ScoredMethod method, session->Asked(Bar(progress, "calibration")));
     ZEROC_ASSIGN_OR_RETURN(const RecallScore score, ScoreRecall(cases, method, Bar(progress, "recall")));
     Print(score, cases.size());
     return OkStatus();

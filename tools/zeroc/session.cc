@@ -4,23 +4,38 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "libzeroc/baselines/methods.h"
+#include "tools/zeroc/text_input.h"
+
 namespace zeroc {
 namespace {
 
-constexpr const char* kMethods[] = {"none",   "fp8",  "int8", "kivi4",       "kivi2", "h2o",
-                                    "snapkv", "palu", "hack", "zeroc-paper", "zeroc"};
-// Methods whose size is a free choice and not part of their name.
-constexpr const char* kFreeSizeMethods[] = {"h2o", "snapkv", "palu", "zeroc-paper"};
+// Calibration of the baselines that need it: windows of a text, or shorter ones that the model writes (token by token).
+constexpr int kCalibrationContext = 2048;  // tokens of a window
+constexpr int kCalibrationWindows = 16;
+constexpr int kWrittenContext = 512;
+constexpr int kWrittenWindows = 32;
 
-template <typename List>
-bool Contains(const List& list, const std::string& name) {
-  return std::find(std::begin(list), std::end(list), name) != std::end(list);
+std::vector<std::string> Methods() {
+  std::vector<std::string> names = {"none"};
+  names.insert(names.end(), BaselineNames().begin(), BaselineNames().end());
+  names.push_back("zeroc");
+  return names;
 }
 
-template <typename List>
-std::string Join(const List& list) {
+std::vector<std::string> FreeSizeMethods() {
+  std::vector<std::string> names;
+  std::copy_if(BaselineNames().begin(), BaselineNames().end(), std::back_inserter(names), HasFreeSize);
+  return names;
+}
+
+bool Contains(const std::vector<std::string>& list, const std::string& name) {
+  return std::find(list.begin(), list.end(), name) != list.end();
+}
+
+std::string Join(const std::vector<std::string>& list) {
   std::string text;
-  for (const char* name : list) text += (text.empty() ? "" : ", ") + std::string(name);
+  for (const std::string& name : list) text += (text.empty() ? "" : ", ") + name;
   return text;
 }
 
@@ -64,11 +79,15 @@ void ModelOptions::AddProfile(CLI::App& app) {
 }
 
 void ModelOptions::AddMethod(CLI::App& app) {
-  app.add_option("--method", method, "one of " + Join(kMethods) + " [none; zeroc with --profile]")->option_text("NAME");
+  app.add_option("--method", method, "one of " + Join(Methods()) + " [none; zeroc with --profile]")
+      ->option_text("NAME");
   app.add_option("--kv-bits", kv_bits,
-                 "bits per KV element, for methods with a free size (" + Join(kFreeSizeMethods) + ")")
+                 "bits per KV element, for methods with a free size (" + Join(FreeSizeMethods()) + ")")
       ->check(CLI::Range(0.1, 16.0))
       ->option_text("X");
+  app.add_option("--calibration-text", calibration_text,
+                 "text for the bases of palu and zeroc-paper, FILE or FILE@A:B; without it the model writes it itself")
+      ->option_text("FILE");
 }
 
 void ModelOptions::AddBackend(CLI::App& app) {
@@ -78,8 +97,8 @@ void ModelOptions::AddBackend(CLI::App& app) {
 }
 
 Status ModelOptions::CheckUsage() const {
-  if (!method.empty() && !Contains(kMethods, method)) {
-    return InvalidArgument("--method " + method + " is not a method; there are " + Join(kMethods));
+  if (!method.empty() && !Contains(Methods(), method)) {
+    return InvalidArgument("--method " + method + " is not a method; there are " + Join(Methods()));
   }
   if (!profile.empty() && !method.empty() && method != "zeroc") {
     return InvalidArgument("--profile belongs to method zeroc and cannot go with --method " + method);
@@ -88,20 +107,26 @@ Status ModelOptions::CheckUsage() const {
     return InvalidArgument("--method zeroc needs --profile NAME (zeroc plan FILE lists them)");
   }
   if (!plan_path.empty() && profile.empty()) return InvalidArgument("--plan has no meaning without --profile NAME");
-  if (kv_bits > 0 && !Contains(kFreeSizeMethods, method)) {
-    return InvalidArgument("--kv-bits goes only with --method " + Join(kFreeSizeMethods));
+  if (kv_bits > 0 && !HasFreeSize(method)) {
+    return InvalidArgument("--kv-bits goes only with --method " + Join(FreeSizeMethods()));
+  }
+  if (!calibration_text.empty()) {
+    if (!NeedsCalibration(method))
+      return InvalidArgument("--calibration-text goes only with --method palu, zeroc-paper");
+    ZEROC_RETURN_IF_ERROR(ParseTextSlice(calibration_text).status());
   }
   return OkStatus();
+}
+
+Status ModelOptions::RefuseBaselines(const char* command) const {
+  if (!baseline()) return OkStatus();
+  return Unimplemented("method " + method + ": zeroc " + command + " runs none and zeroc only");
 }
 
 Session::Session(const ModelOptions& options, std::shared_ptr<const Checkpoint> checkpoint, const kernels::Ops& ops)
     : options_(options), checkpoint_(std::move(checkpoint)), ops_(&ops), threads_(options.threads) {}
 
 Result<std::unique_ptr<Session>> Session::Open(const ModelOptions& options) {
-  if (!options.method.empty() && options.method != "none" && options.method != "zeroc") {
-    return Unimplemented("method " + options.method +
-                         " is not built yet; this version has none and zeroc (--profile NAME)");
-  }
   ZEROC_ASSIGN_OR_RETURN(const kernels::Ops* ops, OpsOf(options.backend));
   ZEROC_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.model_dir));
   return std::unique_ptr<Session>(new Session(options, std::shared_ptr<const Checkpoint>(std::move(checkpoint)), *ops));
@@ -112,17 +137,55 @@ Result<ScoredMethod> Session::Uncompressed() {
     ZEROC_ASSIGN_OR_RETURN(plain_, LlamaModel::Open(checkpoint_, nullptr, *ops_, threads_));
   }
   ZEROC_ASSIGN_OR_RETURN(std::shared_ptr<const KvFormat> format, plain_->Format("none"));
-  return ScoredMethod{plain_.get(), std::move(format)};
+  return ScoredMethod{.model = plain_.get(), .format = std::move(format)};
 }
 
-Result<ScoredMethod> Session::Asked() {
+// Windows of kCalibrationContext tokens, evenly over the text.
+Result<std::vector<std::vector<std::int32_t>>> Session::CalibrationWindows(LlamaModel& model,
+                                                                           const ProgressFn& progress) const {
+  const int context = static_cast<int>(std::min<std::int64_t>(kCalibrationContext, model.config().max_positions));
+  ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, OpenTokenizer());
+  ZEROC_ASSIGN_OR_RETURN(const std::int32_t bos_id, BosId(*tokenizer));
+  if (options_.calibration_text.empty()) {
+    return SampleWindows(model, bos_id, kWrittenWindows, std::min(context, kWrittenContext), /*seed=*/0, progress);
+  }
+  ZEROC_ASSIGN_OR_RETURN(const TextSlice slice, ParseTextSlice(options_.calibration_text));
+  ZEROC_ASSIGN_OR_RETURN(const std::string text, ReadTextSlice(slice));
+  ZEROC_ASSIGN_OR_RETURN(const std::vector<std::int32_t> tokens, tokenizer->Encode(text));
+  ZEROC_RETURN_IF_ERROR(CheckIds(tokens, "tokens of " + options_.calibration_text));
+  const std::size_t body = static_cast<std::size_t>(context) - 1;
+  const std::size_t n_all = tokens.size() / body;
+  if (n_all == 0) {
+    return InvalidArgument("--calibration-text " + options_.calibration_text + " has " + std::to_string(tokens.size()) +
+                           " tokens; a window takes " + std::to_string(body));
+  }
+  const std::size_t n = std::min<std::size_t>(n_all, kCalibrationWindows);
+  std::vector<std::vector<std::int32_t>> windows;
+  for (std::size_t w = 0; w < n; ++w) {
+    const auto begin = tokens.begin() + static_cast<std::ptrdiff_t>(w * n_all / n * body);
+    windows.push_back({bos_id});
+    windows.back().insert(windows.back().end(), begin, begin + static_cast<std::ptrdiff_t>(body));
+  }
+  return windows;
+}
+
+Result<ScoredMethod> Session::Asked(const ProgressFn& progress) {
+  if (options_.baseline()) {
+    ZEROC_ASSIGN_OR_RETURN(ScoredMethod method, Uncompressed());
+    BaselineOptions baseline{.name = options_.method, .kv_bits = options_.kv_bits, .progress = progress};
+    if (NeedsCalibration(options_.method)) {
+      ZEROC_ASSIGN_OR_RETURN(baseline.calibration, CalibrationWindows(*method.model, progress));
+    }
+    ZEROC_ASSIGN_OR_RETURN(method.attention, MakeBaseline(*method.model, baseline));
+    return method;
+  }
   if (!options_.compressed()) return Uncompressed();
   if (folded_ == nullptr) {
     ZEROC_ASSIGN_OR_RETURN(std::shared_ptr<const Plan> plan, OpenPlan(options_, *checkpoint_));
     ZEROC_ASSIGN_OR_RETURN(folded_, LlamaModel::Open(checkpoint_, std::move(plan), *ops_, threads_));
   }
   ZEROC_ASSIGN_OR_RETURN(std::shared_ptr<const KvFormat> format, folded_->Format(options_.profile));
-  return ScoredMethod{folded_.get(), std::move(format)};
+  return ScoredMethod{.model = folded_.get(), .format = std::move(format)};
 }
 
 Result<std::unique_ptr<Tokenizer>> Session::OpenTokenizer() const { return Tokenizer::Open(checkpoint_->dir()); }

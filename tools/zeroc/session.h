@@ -23,27 +23,30 @@ namespace zeroc {
 
 struct ModelOptions {
   std::string model_dir;
-  std::string plan_path;  // empty: zeroc.plan in the model's directory
-  std::string profile;    // empty: method none
-  std::string method;     // empty: zeroc with a profile, none without
-  double kv_bits = 0;     // 0: not given
+  std::string plan_path;         // empty: zeroc.plan in the model's directory
+  std::string profile;           // empty: method none
+  std::string method;            // empty: zeroc with a profile, none without
+  double kv_bits = 0;            // 0: not given
+  std::string calibration_text;  // empty: text that the model writes
   std::string backend = "cpu";
   int threads = 0;  // 0: all processors of this process
   bool json = false;
 
-  void AddModel(CLI::App& app);    // --model
-  void AddThreads(CLI::App& app);  // --threads
-  void AddJson(CLI::App& app);     // --json
-  void AddProfile(CLI::App& app);  // --profile, --plan
-  void AddMethod(CLI::App& app);   // --method, --kv-bits
-  void AddBackend(CLI::App& app);  // --backend
-  Status CheckUsage() const;       // combinations of the above
-  bool compressed() const { return !profile.empty(); }
+  void AddModel(CLI::App& app);                       // --model
+  void AddThreads(CLI::App& app);                     // --threads
+  void AddJson(CLI::App& app);                        // --json
+  void AddProfile(CLI::App& app);                     // --profile, --plan
+  void AddMethod(CLI::App& app);                      // --method, --kv-bits, --calibration-text
+  void AddBackend(CLI::App& app);                     // --backend
+  Status CheckUsage() const;                          // combinations of the above
+  Status RefuseBaselines(const char* command) const;  // kUnimplemented, for commands that need the engine's own cache
+  bool compressed() const { return !profile.empty() || baseline(); }
+  bool baseline() const { return !method.empty() && method != "none" && method != "zeroc"; }
 };
 
 class Session {
  public:
-  // Checkpoint, ops and threads; kUnimplemented for a method or backend that this build does not have.
+  // Checkpoint, ops and threads; kUnimplemented for a backend that this build does not have.
   static Result<std::unique_ptr<Session>> Open(const ModelOptions& options);
 
   const Checkpoint& checkpoint() const { return *checkpoint_; }
@@ -53,8 +56,9 @@ class Session {
 
   // The plain model, bf16 KV.
   Result<ScoredMethod> Uncompressed();
-  // What the flags ask for: the folded model with the profile's format, or the plain one. Models are opened once.
-  Result<ScoredMethod> Asked();
+  // What the flags ask for: the folded model with the profile's format, the plain one, or that with a baseline, which
+  // is calibrated here where it needs to be. Models are opened once.
+  Result<ScoredMethod> Asked(const ProgressFn& progress = nullptr);
 
   Result<std::unique_ptr<Tokenizer>> OpenTokenizer() const;
   // The id that starts every text: the tokenizer's, else the configuration's. kFailedPrecondition when neither has one.
@@ -64,6 +68,9 @@ class Session {
 
  private:
   Session(const ModelOptions& options, std::shared_ptr<const Checkpoint> checkpoint, const kernels::Ops& ops);
+
+  Result<std::vector<std::vector<std::int32_t>>> CalibrationWindows(LlamaModel& model,
+                                                                    const ProgressFn& progress) const;
 
   ModelOptions options_;
   std::shared_ptr<const Checkpoint> checkpoint_;
