@@ -31,7 +31,7 @@ void Rotate(const kernels::RopeRows& rope, int row, int head_dim, const float* x
 
 }  // namespace
 
-CacheShape CacheShape::Of(const LlamaModel& model) {
+CacheShape CacheShape::Of(const Transformer& model) {
   const ModelConfig& config = model.config();
   return {static_cast<int>(config.n_layers), static_cast<int>(config.n_heads), static_cast<int>(config.n_kv_heads),
           static_cast<int>(config.head_dim), model.ops().act_bytes == 4 ? 4 : 2};

@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "libzeroc/baselines/head_store.h"
-#include "libzeroc/model/llama_model.h"
 #include "libzeroc/model/sequence_attention.h"
+#include "libzeroc/model/transformer.h"
 
 namespace zeroc {
 
@@ -23,7 +23,7 @@ struct CacheShape {
 
   int group() const { return n_heads / n_kv_heads; }
   int kv_width() const { return n_kv_heads * head_dim; }
-  static CacheShape Of(const LlamaModel& model);
+  static CacheShape Of(const Transformer& model);
 };
 
 // Rounds to the precision of a number of exact_bytes bytes.

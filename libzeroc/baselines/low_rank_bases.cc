@@ -84,7 +84,7 @@ void RotateLatents(Projection* projection) {
 
 }  // namespace
 
-Result<std::vector<LayerStatistics>> GatherStatistics(LlamaModel& model,
+Result<std::vector<LayerStatistics>> GatherStatistics(Transformer& model,
                                                       std::span<const std::vector<std::int32_t>> windows,
                                                       const std::function<bool(double)>& progress) {
   const CacheShape shape = CacheShape::Of(model);
@@ -156,7 +156,7 @@ Result<PaluBases> SolvePalu(const CacheShape& shape, std::span<const LayerStatis
   return bases;
 }
 
-Result<PaperBases> SolvePaper(const LlamaModel& model, const CacheShape& shape,
+Result<PaperBases> SolvePaper(const Transformer& model, const CacheShape& shape,
                               std::span<const LayerStatistics> statistics, double kv_bits) {
   const int d = shape.head_dim;
   const auto size = static_cast<std::size_t>(d * d);

@@ -41,7 +41,7 @@ struct LayerStatistics {
 };
 
 // Feeds every window (ids, BOS included) through the model with exact attention. kInvalidArgument without a window.
-Result<std::vector<LayerStatistics>> GatherStatistics(LlamaModel& model,
+Result<std::vector<LayerStatistics>> GatherStatistics(Transformer& model,
                                                       std::span<const std::vector<std::int32_t>> windows,
                                                       const std::function<bool(double)>& progress = nullptr);
 
@@ -75,7 +75,7 @@ struct PaperBases {
 };
 inline int ColdRank(int rank) { return rank > 1 ? rank / 2 : 1; }
 // Ranks such that a prompt of which kColdShare is cold costs kv_bits per element.
-Result<PaperBases> SolvePaper(const LlamaModel& model, const CacheShape& shape,
+Result<PaperBases> SolvePaper(const Transformer& model, const CacheShape& shape,
                               std::span<const LayerStatistics> statistics, double kv_bits);
 
 std::unique_ptr<SequenceAttention> NewPaluCache(const CacheShape& shape, int max_tokens,

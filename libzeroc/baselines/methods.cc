@@ -39,7 +39,8 @@ class Baseline final : public AttentionMethod {
   MakeCache make_;
 };
 
-Result<MakeCache> MakeLowRank(LlamaModel& model, const CacheShape& shape, const BaselineOptions& options, double bits) {
+Result<MakeCache> MakeLowRank(Transformer& model, const CacheShape& shape, const BaselineOptions& options,
+                              double bits) {
   ZEROC_ASSIGN_OR_RETURN(const std::vector<LayerStatistics> statistics,
                          GatherStatistics(model, options.calibration, options.progress));
   if (options.name == "palu") {
@@ -52,7 +53,7 @@ Result<MakeCache> MakeLowRank(LlamaModel& model, const CacheShape& shape, const 
   return MakeCache([shape, bases](int n) { return NewPaperCache(shape, n, bases); });
 }
 
-Result<MakeCache> MakeByName(LlamaModel& model, const CacheShape& shape, const BaselineOptions& options, double bits) {
+Result<MakeCache> MakeByName(Transformer& model, const CacheShape& shape, const BaselineOptions& options, double bits) {
   const std::string& name = options.name;
   const double share = bits / (8 * shape.exact_bytes);
   if (name == "exact") return MakeCache([shape](int n) { return NewExactCache(shape, n); });
@@ -102,7 +103,7 @@ double DefaultBits(const std::string& name) {
 
 bool NeedsCalibration(const std::string& name) { return name == "palu" || name == "zeroc-paper"; }
 
-Result<std::shared_ptr<const AttentionMethod>> MakeBaseline(LlamaModel& model, const BaselineOptions& options) {
+Result<std::shared_ptr<const AttentionMethod>> MakeBaseline(Transformer& model, const BaselineOptions& options) {
   if (!IsBaseline(options.name) && options.name != "exact") {
     return InvalidArgument("there is no baseline '" + options.name + "'");
   }
@@ -119,7 +120,7 @@ Result<std::shared_ptr<const AttentionMethod>> MakeBaseline(LlamaModel& model, c
   return std::shared_ptr<const AttentionMethod>(std::make_shared<Baseline>(shape, options.name, std::move(make)));
 }
 
-Result<std::vector<std::vector<std::int32_t>>> SampleWindows(LlamaModel& model, std::int32_t bos_id, int n_windows,
+Result<std::vector<std::vector<std::int32_t>>> SampleWindows(Transformer& model, std::int32_t bos_id, int n_windows,
                                                              int context, std::uint64_t seed,
                                                              const std::function<bool(double)>& progress) {
   const CacheShape shape = CacheShape::Of(model);

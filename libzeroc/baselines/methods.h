@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "libzeroc/base/status.h"
-#include "libzeroc/model/llama_model.h"
 #include "libzeroc/model/sequence_attention.h"
+#include "libzeroc/model/transformer.h"
 
 namespace zeroc {
 
@@ -37,10 +37,10 @@ struct BaselineOptions {
 
 // model is used for calibration during the call and not kept. kInvalidArgument: unknown name, bits for a method of one
 // size or beyond those of an exact number, no calibration text where it is needed.
-Result<std::shared_ptr<const AttentionMethod>> MakeBaseline(LlamaModel& model, const BaselineOptions& options);
+Result<std::shared_ptr<const AttentionMethod>> MakeBaseline(Transformer& model, const BaselineOptions& options);
 
 // Calibration text for want of a file: what the model says after BOS at temperature 1. Deterministic for a seed.
-Result<std::vector<std::vector<std::int32_t>>> SampleWindows(LlamaModel& model, std::int32_t bos_id, int n_windows,
+Result<std::vector<std::vector<std::int32_t>>> SampleWindows(Transformer& model, std::int32_t bos_id, int n_windows,
                                                              int context, std::uint64_t seed,
                                                              const std::function<bool(double)>& progress = nullptr);
 

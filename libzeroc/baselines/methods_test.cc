@@ -22,7 +22,7 @@ constexpr int kPrompt = 150, kTokens = 180;
 class MethodsTest : public ::testing::Test {
  protected:
   explicit MethodsTest(const kernels::Ops& ops = kernels::ReferenceOps()) : tiny_(TinyShape{}), threads_(2) {
-    auto opened = LlamaModel::Open(tiny_.Open(), nullptr, ops, threads_);
+    auto opened = Transformer::Open(tiny_.Open(), nullptr, ops, threads_);
     EXPECT_TRUE(opened.ok()) << opened.status().ToString();
     model_ = std::move(opened).value();
     ids_ = tiny_.RandomIds(kTokens, 5);
@@ -84,7 +84,7 @@ class MethodsTest : public ::testing::Test {
 
   TinyModel tiny_;
   ThreadPool threads_;
-  std::unique_ptr<LlamaModel> model_;
+  std::unique_ptr<Transformer> model_;
   std::vector<std::int32_t> ids_;
 };
 

@@ -48,7 +48,7 @@ std::vector<Window> ChooseWindows(std::span<const CalibrationSource> texts, std:
   return chosen;
 }
 
-Status GatherMoments(LlamaModel& model, std::span<const Window> windows, std::int32_t bos_id, int context,
+Status GatherMoments(Transformer& model, std::span<const Window> windows, std::int32_t bos_id, int context,
                      MomentAccumulator& moments, const CalibrationProgress& progress) {
   ZEROC_ASSIGN_OR_RETURN(const auto format, model.Format("none"));
   ZEROC_ASSIGN_OR_RETURN(const auto pool, OwnedPool::Create(*format, 1, context, kChunk));
@@ -199,7 +199,7 @@ class Calibrator {
   const CalibrationProgress& progress_;
 
   std::unique_ptr<CalibrationLog> log_;
-  std::unique_ptr<LlamaModel> plain_, folded_;
+  std::unique_ptr<Transformer> plain_, folded_;
   std::shared_ptr<const Plan> maps_;  // the plan without its ladder
   std::vector<Profile> ladder_;
 };
@@ -364,9 +364,9 @@ Result<Plan> Calibrator::Run() {
   ZEROC_ASSIGN_OR_RETURN(log_,
                          CalibrationLog::Open(options_.partial_path,
                                               InputKey(*checkpoint_, ops_, texts_, heldout_, recall_cases_, options_)));
-  ZEROC_ASSIGN_OR_RETURN(plain_, LlamaModel::Open(checkpoint_, nullptr, ops_, threads_));
+  ZEROC_ASSIGN_OR_RETURN(plain_, Transformer::Open(checkpoint_, nullptr, ops_, threads_));
   ZEROC_RETURN_IF_ERROR(MakeMaps());
-  ZEROC_ASSIGN_OR_RETURN(folded_, LlamaModel::Open(checkpoint_, maps_, ops_, threads_));
+  ZEROC_ASSIGN_OR_RETURN(folded_, Transformer::Open(checkpoint_, maps_, ops_, threads_));
   ZEROC_RETURN_IF_ERROR(MakeLadder());
   ZEROC_RETURN_IF_ERROR(Measure());
   PlanContents contents = maps_->contents();

@@ -39,7 +39,7 @@ bool EndsRequest(const SamplingParams& sampling, std::span<const int> eos_ids, c
   return n_generated >= sampling.max_tokens;
 }
 
-DecodeEngine::DecodeEngine(LlamaModel& model, BlockPool& pool, const Options& options)
+DecodeEngine::DecodeEngine(Transformer& model, BlockPool& pool, const Options& options)
     : model_(model), pool_(pool), options_(options) {
   ZEROC_CHECK(options.batch_max >= 1, options.batch_max);
 }

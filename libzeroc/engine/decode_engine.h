@@ -14,7 +14,7 @@
 #include "libzeroc/base/status.h"
 #include "libzeroc/engine/sampler.h"
 #include "libzeroc/kv/sequence_kv.h"
-#include "libzeroc/model/llama_model.h"
+#include "libzeroc/model/transformer.h"
 
 namespace zeroc {
 
@@ -45,7 +45,7 @@ class DecodeEngine {
     int batch_max = 64;  // sequences per step; more wait their turn, oldest first
   };
 
-  DecodeEngine(LlamaModel& model, BlockPool& pool, const Options& options);
+  DecodeEngine(Transformer& model, BlockPool& pool, const Options& options);
   ~DecodeEngine();
 
   // Takes the blocks for n_prompt_tokens + max_tokens. kResourceExhausted: not now. kInvalidArgument: beyond the model.
@@ -71,7 +71,7 @@ class DecodeEngine {
   struct Sequence;
   void Deliver(SequenceId id, const SampledToken& token);
 
-  LlamaModel& model_;
+  Transformer& model_;
   BlockPool& pool_;
   Options options_;
   std::uint64_t next_id_ = 1;

@@ -63,7 +63,7 @@ struct DecodeLog : DecodeListener {
 class EnginesTest : public ::testing::Test {
  protected:
   EnginesTest() : tiny_({}), threads_(2) {
-    model_ = LlamaModel::Open(tiny_.Open(), nullptr, kernels::ReferenceOps(), threads_).value();
+    model_ = Transformer::Open(tiny_.Open(), nullptr, kernels::ReferenceOps(), threads_).value();
     plain_ = model_->Format("none").value();
     // A 4-bit profile with two younger tiers and identity maps: packs without a calibration.
     const ModelGeometry geometry = GeometryOf(model_->config());
@@ -121,7 +121,7 @@ class EnginesTest : public ::testing::Test {
 
   TinyModel tiny_;
   ThreadPool threads_;
-  std::unique_ptr<LlamaModel> model_;
+  std::unique_ptr<Transformer> model_;
   std::shared_ptr<const KvFormat> plain_, packing_;
 };
 

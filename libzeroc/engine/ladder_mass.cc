@@ -58,7 +58,7 @@ class MassTable::Gatherer : public ForwardObserver {
   Window& window_;
 };
 
-Result<std::unique_ptr<MassTable>> MassTable::Gather(LlamaModel& plain, const WindowedText& text, std::int32_t bos_id,
+Result<std::unique_ptr<MassTable>> MassTable::Gather(Transformer& plain, const WindowedText& text, std::int32_t bos_id,
                                                      int context, const MassOptions& options) {
   std::unique_ptr<MassTable> table(new MassTable(plain.ops(), GeometryOf(plain.config()), context));
   ZEROC_ASSIGN_OR_RETURN(const auto format, plain.Format("none"));

@@ -12,7 +12,7 @@
 #include "libzeroc/base/status.h"
 #include "libzeroc/compression/plan.h"
 #include "libzeroc/engine/ladder_probe.h"
-#include "libzeroc/model/llama_model.h"
+#include "libzeroc/model/transformer.h"
 
 namespace zeroc {
 
@@ -24,7 +24,7 @@ struct MassOptions {
 class MassTable {
  public:
   // Runs `plain` over the first windows of `text`. Errors of the model.
-  static Result<std::unique_ptr<MassTable>> Gather(LlamaModel& plain, const WindowedText& text, std::int32_t bos_id,
+  static Result<std::unique_ptr<MassTable>> Gather(Transformer& plain, const WindowedText& text, std::int32_t bos_id,
                                                    int context, const MassOptions& options);
 
   // KvShape::mass of one layer's K shape under the windows of a profile, [n_kv_heads][1 + runs]. Errors of MassFit.

@@ -44,7 +44,7 @@ std::string ProfileHash(const Profile& profile) {
   return hash.Hex();
 }
 
-Result<std::vector<std::shared_ptr<const KvFormat>>> FormatsOf(const LlamaModel& model, const Plan& plan,
+Result<std::vector<std::shared_ptr<const KvFormat>>> FormatsOf(const Transformer& model, const Plan& plan,
                                                                std::span<const Profile> profiles) {
   PlanContents contents = plan.contents();
   contents.ladder = StandardLadder(contents.geometry);

@@ -37,8 +37,8 @@ struct WindowedText {
 class LadderProbe {
  public:
   struct Models {
-    LlamaModel* plain = nullptr;
-    LlamaModel* folded = nullptr;
+    Transformer* plain = nullptr;
+    Transformer* folded = nullptr;
     std::shared_ptr<const Plan> plan;  // the folded model's
   };
 
@@ -71,7 +71,7 @@ class LadderProbe {
 };
 
 // The formats of profiles that need not be in the plan, in their order.
-Result<std::vector<std::shared_ptr<const KvFormat>>> FormatsOf(const LlamaModel& model, const Plan& plan,
+Result<std::vector<std::shared_ptr<const KvFormat>>> FormatsOf(const Transformer& model, const Plan& plan,
                                                                std::span<const Profile> profiles);
 
 // XXH3 over windows, shapes and mass corrections: what a measurement depends on. The name is left out.

@@ -10,7 +10,7 @@
 namespace zeroc {
 namespace {
 
-Status CheckRequest(const LlamaModel& model, std::span<const std::int32_t> prompt, const SamplingParams& sampling) {
+Status CheckRequest(const Transformer& model, std::span<const std::int32_t> prompt, const SamplingParams& sampling) {
   const ModelConfig& config = model.config();
   ZEROC_RETURN_IF_ERROR(sampling.Validate(config.vocab_size));
   if (prompt.empty()) return InvalidArgument("the prompt has no tokens");
@@ -24,7 +24,7 @@ Status CheckRequest(const LlamaModel& model, std::span<const std::int32_t> promp
 }
 
 // The logits behind the last token of the prompt.
-Status Prefill(LlamaModel& model, SequenceCache& cache, std::span<const std::int32_t> prompt, int chunk_tokens,
+Status Prefill(Transformer& model, SequenceCache& cache, std::span<const std::int32_t> prompt, int chunk_tokens,
                float* logits) {
   const auto chunk = static_cast<std::size_t>(chunk_tokens);
   for (std::size_t begin = 0; begin < prompt.size(); begin += chunk) {
@@ -41,7 +41,7 @@ int TokensHeld(std::span<const std::int32_t> prompt, const SamplingParams& sampl
   return static_cast<int>(prompt.size()) + sampling.max_tokens - 1;
 }
 
-Result<Completion> Generate(LlamaModel& model, SequenceCache& cache, std::span<const std::int32_t> prompt,
+Result<Completion> Generate(Transformer& model, SequenceCache& cache, std::span<const std::int32_t> prompt,
                             const SamplingParams& sampling, const TokenFn& on_token, int chunk_tokens) {
   const int n_prompt = static_cast<int>(prompt.size());
   std::vector<float> logits(static_cast<std::size_t>(model.config().vocab_size));
@@ -69,7 +69,7 @@ Result<Completion> Generate(LlamaModel& model, SequenceCache& cache, std::span<c
 
 }  // namespace
 
-Result<Completion> GenerateLocally(LlamaModel& model, std::shared_ptr<const KvFormat> format,
+Result<Completion> GenerateLocally(Transformer& model, std::shared_ptr<const KvFormat> format,
                                    std::span<const std::int32_t> prompt, const SamplingParams& sampling,
                                    const TokenFn& on_token, int chunk_tokens) {
   ZEROC_CHECK(chunk_tokens >= 1, chunk_tokens);
@@ -82,7 +82,7 @@ Result<Completion> GenerateLocally(LlamaModel& model, std::shared_ptr<const KvFo
   return Generate(model, cache, prompt, sampling, on_token, chunk_tokens);
 }
 
-Result<Completion> GenerateLocally(LlamaModel& model, const AttentionMethod& attention,
+Result<Completion> GenerateLocally(Transformer& model, const AttentionMethod& attention,
                                    std::span<const std::int32_t> prompt, const SamplingParams& sampling,
                                    const TokenFn& on_token, int chunk_tokens) {
   ZEROC_CHECK(chunk_tokens >= 1, chunk_tokens);

@@ -14,8 +14,8 @@
 #include "libzeroc/engine/decode_engine.h"
 #include "libzeroc/engine/sampler.h"
 #include "libzeroc/kv/kv_format.h"
-#include "libzeroc/model/llama_model.h"
 #include "libzeroc/model/sequence_attention.h"
+#include "libzeroc/model/transformer.h"
 
 namespace zeroc {
 
@@ -30,12 +30,12 @@ struct Completion {
 
 // kInvalidArgument for an empty prompt, ids out of range, bad sampling, or more positions than the model has;
 // kResourceExhausted without memory. chunk_tokens: prompt tokens per forward pass.
-Result<Completion> GenerateLocally(LlamaModel& model, std::shared_ptr<const KvFormat> format,
+Result<Completion> GenerateLocally(Transformer& model, std::shared_ptr<const KvFormat> format,
                                    std::span<const std::int32_t> prompt, const SamplingParams& sampling,
                                    const TokenFn& on_token = nullptr, int chunk_tokens = 512);
 
 // The same with a method that attends for itself.
-Result<Completion> GenerateLocally(LlamaModel& model, const AttentionMethod& attention,
+Result<Completion> GenerateLocally(Transformer& model, const AttentionMethod& attention,
                                    std::span<const std::int32_t> prompt, const SamplingParams& sampling,
                                    const TokenFn& on_token = nullptr, int chunk_tokens = 512);
 

@@ -57,7 +57,7 @@ class LayerForwarder : public ForwardObserver {
 
 }  // namespace
 
-PrefillEngine::PrefillEngine(LlamaModel& model, BlockPool& pool, const Options& options)
+PrefillEngine::PrefillEngine(Transformer& model, BlockPool& pool, const Options& options)
     : model_(model), pool_(pool), options_(options) {
   ZEROC_CHECK(options.chunk_tokens >= kernels::kBlockTokens && options.chunk_tokens % kernels::kBlockTokens == 0,
               options.chunk_tokens);

@@ -13,7 +13,7 @@
 #include "libzeroc/base/status.h"
 #include "libzeroc/engine/sampler.h"
 #include "libzeroc/kv/sequence_kv.h"
-#include "libzeroc/model/llama_model.h"
+#include "libzeroc/model/transformer.h"
 
 namespace zeroc {
 
@@ -56,7 +56,7 @@ class PrefillEngine {
     int queue_max = 64;      // jobs waiting
   };
 
-  PrefillEngine(LlamaModel& model, BlockPool& pool, const Options& options);
+  PrefillEngine(Transformer& model, BlockPool& pool, const Options& options);
   ~PrefillEngine();
 
   // kResourceExhausted when the queue is full, kInvalidArgument for a bad job. Blocks are taken when the job starts; a
@@ -79,7 +79,7 @@ class PrefillEngine {
   StartResult Start(Job& job);  // kFailed: the job has left the queue and its listener knows
   void RunChunk(Job& job);
 
-  LlamaModel& model_;
+  Transformer& model_;
   BlockPool& pool_;
   Options options_;
   std::uint64_t next_id_ = 1;

@@ -17,15 +17,15 @@
 #include "libzeroc/base/status.h"
 #include "libzeroc/base/thread_pool.h"
 #include "libzeroc/kv/kv_format.h"
-#include "libzeroc/model/llama_model.h"
 #include "libzeroc/model/sequence_attention.h"
+#include "libzeroc/model/transformer.h"
 
 namespace zeroc {
 
 // One way to serve the model: a folded model with a profile's format, or the plain one with its own format or with a
 // method that attends for itself.
 struct ScoredMethod {
-  LlamaModel* model = nullptr;
+  Transformer* model = nullptr;
   std::shared_ptr<const KvFormat> format;
   std::shared_ptr<const AttentionMethod> attention = nullptr;  // instead of format
 };

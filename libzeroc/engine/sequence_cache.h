@@ -11,8 +11,8 @@
 #include "libzeroc/kv/block_pool.h"
 #include "libzeroc/kv/kv_format.h"
 #include "libzeroc/kv/sequence_kv.h"
-#include "libzeroc/model/llama_model.h"
 #include "libzeroc/model/sequence_attention.h"
+#include "libzeroc/model/transformer.h"
 
 namespace zeroc {
 

@@ -32,7 +32,7 @@ Result<std::unique_ptr<WorkerModel>> WorkerModel::Open(const std::string& dir, c
     worker->plan_path_ = path;
   }
   ZEROC_ASSIGN_OR_RETURN(worker->model_,
-                         LlamaModel::Open(worker->checkpoint_, plan, kernels::CpuOps(), worker->threads_));
+                         Transformer::Open(worker->checkpoint_, plan, kernels::CpuOps(), worker->threads_));
   std::vector<std::string> profiles;
   if (plan == nullptr) profiles.push_back(kWithoutPlan);
   if (plan != nullptr) {

@@ -11,7 +11,7 @@
 #include "libzeroc/base/status.h"
 #include "libzeroc/base/thread_pool.h"
 #include "libzeroc/kv/kv_format.h"
-#include "libzeroc/model/llama_model.h"
+#include "libzeroc/model/transformer.h"
 
 namespace zeroc {
 
@@ -21,7 +21,7 @@ class WorkerModel {
   // threads 0: all processors of this process. Errors name the file and the field.
   static Result<std::unique_ptr<WorkerModel>> Open(const std::string& dir, const std::string& plan_path, int threads);
 
-  LlamaModel& model() { return *model_; }
+  Transformer& model() { return *model_; }
   const ModelConfig& config() const { return model_->config(); }
   const std::string& fingerprint() const { return checkpoint_->fingerprint(); }
   const std::string& plan_id() const { return plan_id_; }  // empty without a plan
@@ -46,7 +46,7 @@ class WorkerModel {
   std::shared_ptr<const Checkpoint> checkpoint_;
   std::string plan_id_;
   std::string plan_path_;
-  std::unique_ptr<LlamaModel> model_;
+  std::unique_ptr<Transformer> model_;
   std::map<std::string, std::shared_ptr<const KvFormat>> formats_;
 };
 

@@ -10,7 +10,7 @@
 #include <string>
 
 #include "libzeroc/kv/owned_pool.h"
-#include "libzeroc/model/llama_model.h"
+#include "libzeroc/model/transformer.h"
 
 namespace zeroc {
 namespace {
@@ -41,7 +41,7 @@ std::vector<std::int32_t> RandomIds(int n) {
   return ids;
 }
 
-void Prefill(LlamaModel& model, SequenceKv& kv, std::span<const std::int32_t> ids, float* logits) {
+void Prefill(Transformer& model, SequenceKv& kv, std::span<const std::int32_t> ids, float* logits) {
   for (std::size_t begin = 0; begin < ids.size(); begin += kChunk) {
     const std::size_t n = std::min<std::size_t>(kChunk, ids.size() - begin);
     const ForwardSequence sequence{&kv, ids.subspan(begin, n), begin + n == ids.size() ? 1 : 0};
@@ -55,7 +55,7 @@ TEST(PackedHistoryMemoryTest, PeakIsPackedBytesAndWindows) {
   ASSERT_TRUE(opened.ok()) << opened.status().ToString();
   const auto plan = std::make_shared<const Plan>(std::move(opened).value());
   ThreadPool threads(2);
-  const auto model = LlamaModel::Open(checkpoint, plan, kernels::CpuOps(), threads).value();
+  const auto model = Transformer::Open(checkpoint, plan, kernels::CpuOps(), threads).value();
   const int n = static_cast<int>(model->config().max_positions);
   const auto ids = RandomIds(n);
   std::vector<float> logits(static_cast<std::size_t>(model->config().vocab_size));

@@ -134,14 +134,14 @@ Result<std::unique_ptr<Session>> Session::Open(const ModelOptions& options) {
 
 Result<ScoredMethod> Session::Uncompressed() {
   if (plain_ == nullptr) {
-    ZEROC_ASSIGN_OR_RETURN(plain_, LlamaModel::Open(checkpoint_, nullptr, *ops_, threads_));
+    ZEROC_ASSIGN_OR_RETURN(plain_, Transformer::Open(checkpoint_, nullptr, *ops_, threads_));
   }
   ZEROC_ASSIGN_OR_RETURN(std::shared_ptr<const KvFormat> format, plain_->Format("none"));
   return ScoredMethod{.model = plain_.get(), .format = std::move(format)};
 }
 
 // Windows of kCalibrationContext tokens, evenly over the text.
-Result<std::vector<std::vector<std::int32_t>>> Session::CalibrationWindows(LlamaModel& model,
+Result<std::vector<std::vector<std::int32_t>>> Session::CalibrationWindows(Transformer& model,
                                                                            const ProgressFn& progress) const {
   const int context = static_cast<int>(std::min<std::int64_t>(kCalibrationContext, model.config().max_positions));
   ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer, OpenTokenizer());
@@ -182,7 +182,7 @@ Result<ScoredMethod> Session::Asked(const ProgressFn& progress) {
   if (!options_.compressed()) return Uncompressed();
   if (folded_ == nullptr) {
     ZEROC_ASSIGN_OR_RETURN(std::shared_ptr<const Plan> plan, OpenPlan(options_, *checkpoint_));
-    ZEROC_ASSIGN_OR_RETURN(folded_, LlamaModel::Open(checkpoint_, std::move(plan), *ops_, threads_));
+    ZEROC_ASSIGN_OR_RETURN(folded_, Transformer::Open(checkpoint_, std::move(plan), *ops_, threads_));
   }
   ZEROC_ASSIGN_OR_RETURN(std::shared_ptr<const KvFormat> format, folded_->Format(options_.profile));
   return ScoredMethod{.model = folded_.get(), .format = std::move(format)};

@@ -12,7 +12,7 @@
 #include "libzeroc/checkpoint/checkpoint.h"
 #include "libzeroc/compression/plan.h"
 #include "libzeroc/engine/scoring.h"
-#include "libzeroc/model/llama_model.h"
+#include "libzeroc/model/transformer.h"
 #include "libzeroc/tokenizer/tokenizer.h"
 
 namespace CLI {  // NOLINT(readability-identifier-naming): CLI11's name
@@ -69,15 +69,15 @@ class Session {
  private:
   Session(const ModelOptions& options, std::shared_ptr<const Checkpoint> checkpoint, const kernels::Ops& ops);
 
-  Result<std::vector<std::vector<std::int32_t>>> CalibrationWindows(LlamaModel& model,
+  Result<std::vector<std::vector<std::int32_t>>> CalibrationWindows(Transformer& model,
                                                                     const ProgressFn& progress) const;
 
   ModelOptions options_;
   std::shared_ptr<const Checkpoint> checkpoint_;
   const kernels::Ops* ops_;
   ThreadPool threads_;
-  std::unique_ptr<LlamaModel> plain_;
-  std::unique_ptr<LlamaModel> folded_;
+  std::unique_ptr<Transformer> plain_;
+  std::unique_ptr<Transformer> folded_;
 };
 
 // The bytes of text behind each id.

@@ -1,4 +1,4 @@
-#include "libzeroc/model/llama_model.h"
+#include "libzeroc/model/transformer.h"
 
 #include <algorithm>
 #include <cmath>
@@ -9,7 +9,7 @@
 #include "libzeroc/base/check.h"
 #include "libzeroc/checkpoint/rope.h"
 #include "libzeroc/model/attention_plan.h"
-#include "libzeroc/model/llama_weights.h"
+#include "libzeroc/model/transformer_weights.h"
 
 namespace zeroc {
 namespace {
@@ -39,13 +39,13 @@ void Run(KernelStatus status, const char* op) {
 
 }  // namespace
 
-struct LlamaModel::Impl {
+struct Transformer::Impl {
   std::shared_ptr<const Checkpoint> checkpoint;
   std::shared_ptr<const Plan> plan;
   const kernels::Ops& ops;
   ThreadPool& threads;
   ModelConfig config;
-  LlamaWeights weights;
+  TransformerWeights weights;
   std::vector<double> inv_freq;  // [head_dim / 2]
   std::map<std::string, std::shared_ptr<const KvFormat>> formats;
 
@@ -95,35 +95,35 @@ struct LlamaModel::Impl {
   void AttendItself(int layer, const Batch& batch, void* attended);
   Batch LogitRows(const Batch& batch) const;
   void KeepRows(const Batch& from, const Batch& to);
-  void Mlp(const LlamaLayerWeights& w, float* rows, std::int64_t n_rows);
+  void Mlp(const LayerWeights& w, float* rows, std::int64_t n_rows);
   void Layer(int layer, const Batch& batch, const Batch& queries, ForwardObserver* observer);
 };
 
-LlamaModel::LlamaModel(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-LlamaModel::~LlamaModel() = default;
+Transformer::Transformer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Transformer::~Transformer() = default;
 
-Result<std::unique_ptr<LlamaModel>> LlamaModel::Open(std::shared_ptr<const Checkpoint> checkpoint,
-                                                     std::shared_ptr<const Plan> plan, const kernels::Ops& ops,
-                                                     ThreadPool& threads) {
+Result<std::unique_ptr<Transformer>> Transformer::Open(std::shared_ptr<const Checkpoint> checkpoint,
+                                                       std::shared_ptr<const Plan> plan, const kernels::Ops& ops,
+                                                       ThreadPool& threads) {
   if (plan != nullptr && plan->model_fingerprint() != checkpoint->fingerprint()) {
     return FailedPrecondition("plan " + plan->plan_id() + " belongs to model " + plan->model_fingerprint() +
                               ", not to " + checkpoint->fingerprint() + " in " + checkpoint->dir());
   }
   auto impl = std::make_unique<Impl>(ops, threads);
   impl->config = checkpoint->config();
-  ZEROC_ASSIGN_OR_RETURN(impl->weights, LlamaWeights::Load(*checkpoint, plan.get()));
+  ZEROC_ASSIGN_OR_RETURN(impl->weights, TransformerWeights::Load(*checkpoint, plan.get()));
   impl->inv_freq = RopeInverseFrequencies(impl->config);
   impl->checkpoint = std::move(checkpoint);
   impl->plan = std::move(plan);
-  return std::unique_ptr<LlamaModel>(new LlamaModel(std::move(impl)));
+  return std::unique_ptr<Transformer>(new Transformer(std::move(impl)));
 }
 
-const ModelConfig& LlamaModel::config() const { return impl_->config; }
-const Checkpoint& LlamaModel::checkpoint() const { return *impl_->checkpoint; }
-const Plan* LlamaModel::plan() const { return impl_->plan.get(); }
-const kernels::Ops& LlamaModel::ops() const { return impl_->ops; }
+const ModelConfig& Transformer::config() const { return impl_->config; }
+const Checkpoint& Transformer::checkpoint() const { return *impl_->checkpoint; }
+const Plan* Transformer::plan() const { return impl_->plan.get(); }
+const kernels::Ops& Transformer::ops() const { return impl_->ops; }
 
-Result<std::shared_ptr<const KvFormat>> LlamaModel::Format(const std::string& profile) {
+Result<std::shared_ptr<const KvFormat>> Transformer::Format(const std::string& profile) {
   const auto found = impl_->formats.find(profile);
   if (found != impl_->formats.end()) return found->second;
   const int exact_bits = impl_->ops.act_bytes == 4 ? 32 : 16;
@@ -138,7 +138,7 @@ Result<std::shared_ptr<const KvFormat>> LlamaModel::Format(const std::string& pr
   return format;
 }
 
-Status LlamaModel::Impl::CheckBatch(std::span<const ForwardSequence> sequences) const {
+Status Transformer::Impl::CheckBatch(std::span<const ForwardSequence> sequences) const {
   for (const ForwardSequence& sequence : sequences) {
     const bool attends_itself = sequences.front().attention != nullptr;
     ZEROC_CHECK((sequence.kv != nullptr) != attends_itself && (sequence.attention != nullptr) == attends_itself,
@@ -156,7 +156,7 @@ Status LlamaModel::Impl::CheckBatch(std::span<const ForwardSequence> sequences) 
   return OkStatus();
 }
 
-void LlamaModel::Impl::FillRope(const Batch& batch) {
+void Transformer::Impl::FillRope(const Batch& batch) {
   const std::size_t half = inv_freq.size();
   float* c = cos.Get(static_cast<std::size_t>(batch.n_rows()) * half);
   float* s = sin.Get(static_cast<std::size_t>(batch.n_rows()) * half);
@@ -173,7 +173,7 @@ void LlamaModel::Impl::FillRope(const Batch& batch) {
   });
 }
 
-void LlamaModel::Impl::Embed(const Batch& batch) {
+void Transformer::Impl::Embed(const Batch& batch) {
   std::int32_t* all = ids.Get(static_cast<std::size_t>(batch.n_rows()));
   for (std::size_t seq = 0; seq < batch.sequences.size(); ++seq) {
     std::copy(batch.sequences[seq].tokens.begin(), batch.sequences[seq].tokens.end(), all + batch.row_begin[seq]);
@@ -182,7 +182,7 @@ void LlamaModel::Impl::Embed(const Batch& batch) {
   Run(ops.embed({weights.embedding.data, all, batch.n_rows(), config.hidden_size, out}), "embed");
 }
 
-void LlamaModel::Impl::RmsNorm(const float* rows, std::int64_t n_rows, const Weight& gain, void* out) {
+void Transformer::Impl::RmsNorm(const float* rows, std::int64_t n_rows, const Weight& gain, void* out) {
   const std::int64_t step = std::max<std::int64_t>(8, (n_rows + threads.size() - 1) / threads.size());
   const std::int64_t hidden = config.hidden_size;
   threads.ParallelFor(static_cast<std::size_t>((n_rows + step - 1) / step), [&](std::size_t item, int) {
@@ -193,7 +193,7 @@ void LlamaModel::Impl::RmsNorm(const float* rows, std::int64_t n_rows, const Wei
   });
 }
 
-void LlamaModel::Impl::Linear(std::int64_t n_rows, std::span<const LinearJob> jobs) {
+void Transformer::Impl::Linear(std::int64_t n_rows, std::span<const LinearJob> jobs) {
   // Few rows: the weights' bytes are the cost, so cut finely for balance. Many rows: one piece per thread, in multiples
   // of 64 outputs, keeps the matrix kernel efficient.
   struct Piece {
@@ -221,7 +221,7 @@ void LlamaModel::Impl::Linear(std::int64_t n_rows, std::span<const LinearJob> jo
 
 // RoPE, map, exact write and packing of every new token; a block is packed by the task that completes it, while it is
 // still in the cache.
-void LlamaModel::Impl::WriteKv(int layer, const Batch& batch) {
+void Transformer::Impl::WriteKv(int layer, const Batch& batch) {
   struct Item {
     std::size_t seq;
     int head;
@@ -283,8 +283,8 @@ void LlamaModel::Impl::WriteKv(int layer, const Batch& batch) {
 }
 
 // Rotates, maps and scales the queries of `queries`, a suffix of every sequence's rows in `batch`.
-void LlamaModel::Impl::PrepareQueries(int layer, const Batch& batch, const Batch& queries, const float* q,
-                                      std::int64_t q_stride) {
+void Transformer::Impl::PrepareQueries(int layer, const Batch& batch, const Batch& queries, const float* q,
+                                       std::int64_t q_stride) {
   const auto n_heads = static_cast<std::size_t>(config.n_kv_heads);
   const std::size_t half = inv_freq.size();
   float* out = q_prep.Get(static_cast<std::size_t>(queries.n_rows() * q_width()));
@@ -314,7 +314,7 @@ void LlamaModel::Impl::PrepareQueries(int layer, const Batch& batch, const Batch
 }
 
 // The same RoPE as the engine's, without map and scale, for calibration.
-void LlamaModel::Impl::ShowProjections(int layer, const Batch& batch, ForwardObserver& observer) {
+void Transformer::Impl::ShowProjections(int layer, const Batch& batch, ForwardObserver& observer) {
   const std::size_t half = inv_freq.size();
   const auto d = static_cast<std::int32_t>(config.head_dim);
   const auto n_heads = static_cast<std::int32_t>(config.n_heads);
@@ -339,7 +339,7 @@ void LlamaModel::Impl::ShowProjections(int layer, const Batch& batch, ForwardObs
 }
 
 // attended: act [queries.n_rows(), q_width()].
-void LlamaModel::Impl::AttendCached(int layer, const Batch& queries, void* attended) {
+void Transformer::Impl::AttendCached(int layer, const Batch& queries, void* attended) {
   std::vector<AttentionQueries> list;
   for (std::size_t seq = 0; seq < queries.sequences.size(); ++seq) {
     const std::int64_t row = queries.row_begin[seq];
@@ -354,7 +354,7 @@ void LlamaModel::Impl::AttendCached(int layer, const Batch& queries, void* atten
                 static_cast<int>(config.head_dim), list);
 }
 
-void LlamaModel::Impl::AttendItself(int layer, const Batch& batch, void* attended) {
+void Transformer::Impl::AttendItself(int layer, const Batch& batch, void* attended) {
   const std::size_t half = inv_freq.size();
   const auto n_out = static_cast<std::size_t>(batch.n_rows() * q_width());
   float* out = own_out.Get(n_out);
@@ -375,7 +375,7 @@ void LlamaModel::Impl::AttendItself(int layer, const Batch& batch, void* attende
   }
 }
 
-LlamaModel::Impl::Batch LlamaModel::Impl::LogitRows(const Batch& batch) const {
+Transformer::Impl::Batch Transformer::Impl::LogitRows(const Batch& batch) const {
   Batch rows{batch.sequences, {0}};
   for (const ForwardSequence& sequence : batch.sequences)
     rows.row_begin.push_back(rows.row_begin.back() + sequence.n_logits);
@@ -383,7 +383,7 @@ LlamaModel::Impl::Batch LlamaModel::Impl::LogitRows(const Batch& batch) const {
 }
 
 // Moves the last rows of every sequence in x and act together: what the last layer still has to compute.
-void LlamaModel::Impl::KeepRows(const Batch& from, const Batch& to) {
+void Transformer::Impl::KeepRows(const Batch& from, const Batch& to) {
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t act_row = hidden * ops.act_bytes;
   for (std::size_t seq = 0; seq < to.sequences.size(); ++seq) {
@@ -394,7 +394,7 @@ void LlamaModel::Impl::KeepRows(const Batch& from, const Batch& to) {
   }
 }
 
-void LlamaModel::Impl::Mlp(const LlamaLayerWeights& w, float* rows, std::int64_t n_rows) {
+void Transformer::Impl::Mlp(const LayerWeights& w, float* rows, std::int64_t n_rows) {
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t width = config.intermediate_size;
   RmsNorm(rows, n_rows, w.mlp_norm, act.data());
@@ -415,8 +415,8 @@ void LlamaModel::Impl::Mlp(const LlamaLayerWeights& w, float* rows, std::int64_t
   Linear(n_rows, down);
 }
 
-void LlamaModel::Impl::Layer(int layer, const Batch& batch, const Batch& queries, ForwardObserver* observer) {
-  const LlamaLayerWeights& w = weights.layers[static_cast<std::size_t>(layer)];
+void Transformer::Impl::Layer(int layer, const Batch& batch, const Batch& queries, ForwardObserver* observer) {
+  const LayerWeights& w = weights.layers[static_cast<std::size_t>(layer)];
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t n_rows = batch.n_rows();
   const std::int64_t stride = qkv_width();
@@ -453,7 +453,7 @@ void LlamaModel::Impl::Layer(int layer, const Batch& batch, const Batch& queries
   Mlp(w, x.data(), queries.n_rows());
 }
 
-Status LlamaModel::Forward(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer) {
+Status Transformer::Forward(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer) {
   Impl& m = *impl_;
   if (sequences.empty()) return OkStatus();
   ZEROC_RETURN_IF_ERROR(m.CheckBatch(sequences));

@@ -43,14 +43,14 @@ class ForwardObserver {
                              const HeadRows& /*k*/, const HeadRows& /*v*/) {}
 };
 
-class LlamaModel {
+class Transformer {
  public:
   // With a plan, W_V and W_O are folded (exact up to one rounding) and every profile of the plan can be served; without
   // one only KvFormat::Uncompressed. kInvalidArgument / kNotFound for missing or misshapen tensors, named.
-  static Result<std::unique_ptr<LlamaModel>> Open(std::shared_ptr<const Checkpoint> checkpoint,
-                                                  std::shared_ptr<const Plan> plan, const kernels::Ops& ops,
-                                                  ThreadPool& threads);
-  ~LlamaModel();
+  static Result<std::unique_ptr<Transformer>> Open(std::shared_ptr<const Checkpoint> checkpoint,
+                                                   std::shared_ptr<const Plan> plan, const kernels::Ops& ops,
+                                                   ThreadPool& threads);
+  ~Transformer();
 
   const ModelConfig& config() const;
   const Checkpoint& checkpoint() const;
@@ -66,7 +66,7 @@ class LlamaModel {
 
  private:
   struct Impl;
-  explicit LlamaModel(std::unique_ptr<Impl> impl);
+  explicit Transformer(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
 

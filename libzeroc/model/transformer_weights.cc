@@ -1,4 +1,4 @@
-#include "libzeroc/model/llama_weights.h"
+#include "libzeroc/model/transformer_weights.h"
 
 #include <string>
 
@@ -57,7 +57,7 @@ Weight Own(std::vector<std::uint16_t> values) {
 
 // W_V and W_O in the plan's value coordinates.
 Status Fold(const Checkpoint& checkpoint, const Plan& plan, int layer_idx, const std::string& prefix,
-            LlamaLayerWeights* layer) {
+            LayerWeights* layer) {
   const ModelConfig& c = checkpoint.config();
   const std::int64_t q_width = c.n_heads * c.head_dim, kv_width = c.n_kv_heads * c.head_dim;
   ZEROC_ASSIGN_OR_RETURN(const TensorView w_v, checkpoint.Tensor(prefix + "v_proj.weight", {kv_width, c.hidden_size}));
@@ -75,13 +75,13 @@ Status Fold(const Checkpoint& checkpoint, const Plan& plan, int layer_idx, const
   return OkStatus();
 }
 
-Result<LlamaLayerWeights> LoadLayer(const Checkpoint& checkpoint, const Plan* plan, int layer_idx) {
+Result<LayerWeights> LoadLayer(const Checkpoint& checkpoint, const Plan* plan, int layer_idx) {
   const ModelConfig& c = checkpoint.config();
   const Loader loader(checkpoint);
   const std::int64_t q_width = c.n_heads * c.head_dim, kv_width = c.n_kv_heads * c.head_dim;
   const std::string prefix = "model.layers." + std::to_string(layer_idx) + ".";
   const std::string attention = prefix + "self_attn.", mlp = prefix + "mlp.";
-  LlamaLayerWeights w;
+  LayerWeights w;
   ZEROC_ASSIGN_OR_RETURN(w.attention_norm, loader.Load(prefix + "input_layernorm.weight", {c.hidden_size}));
   ZEROC_ASSIGN_OR_RETURN(w.mlp_norm, loader.Load(prefix + "post_attention_layernorm.weight", {c.hidden_size}));
   ZEROC_ASSIGN_OR_RETURN(w.w_q, loader.Load(attention + "q_proj.weight", {q_width, c.hidden_size}));
@@ -108,15 +108,15 @@ Result<LlamaLayerWeights> LoadLayer(const Checkpoint& checkpoint, const Plan* pl
 
 }  // namespace
 
-Result<LlamaWeights> LlamaWeights::Load(const Checkpoint& checkpoint, const Plan* plan) {
+Result<TransformerWeights> TransformerWeights::Load(const Checkpoint& checkpoint, const Plan* plan) {
   const ModelConfig& c = checkpoint.config();
   if (c.mlp_bias) return Unimplemented(checkpoint.dir() + "/config.json: mlp_bias true is not supported");
   const Loader loader(checkpoint);
-  LlamaWeights weights;
+  TransformerWeights weights;
   ZEROC_ASSIGN_OR_RETURN(weights.embedding, loader.Load("model.embed_tokens.weight", {c.vocab_size, c.hidden_size}));
   ZEROC_ASSIGN_OR_RETURN(weights.final_norm, loader.Load("model.norm.weight", {c.hidden_size}));
   for (int layer = 0; layer < c.n_layers; ++layer) {
-    ZEROC_ASSIGN_OR_RETURN(LlamaLayerWeights w, LoadLayer(checkpoint, plan, layer));
+    ZEROC_ASSIGN_OR_RETURN(LayerWeights w, LoadLayer(checkpoint, plan, layer));
     weights.layers.push_back(std::move(w));
   }
   if (c.tie_embeddings) {

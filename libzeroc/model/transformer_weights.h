@@ -19,7 +19,7 @@ struct Weight {
   std::vector<kernels::Bf16> owned;
 };
 
-struct LlamaLayerWeights {
+struct LayerWeights {
   Weight attention_norm;                  // [hidden]
   Weight w_q;                             // [n_heads * head_dim, hidden]
   Weight w_k, w_v;                        // [n_kv_heads * head_dim, hidden]
@@ -30,14 +30,14 @@ struct LlamaLayerWeights {
   Weight w_down;                          // [hidden, intermediate]
 };
 
-struct LlamaWeights {
+struct TransformerWeights {
   Weight embedding;  // [vocab, hidden]
-  std::vector<LlamaLayerWeights> layers;
+  std::vector<LayerWeights> layers;
   Weight final_norm;  // [hidden]
   Weight lm_head;     // [vocab, hidden]; the embedding when tied
 
   // kNotFound / kInvalidArgument naming the tensor. plan may be null; with one, values and outputs are folded.
-  static Result<LlamaWeights> Load(const Checkpoint& checkpoint, const Plan* plan);
+  static Result<TransformerWeights> Load(const Checkpoint& checkpoint, const Plan* plan);
 };
 
 }  // namespace zeroc

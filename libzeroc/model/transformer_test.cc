@@ -1,4 +1,4 @@
-#include "libzeroc/model/llama_model.h"
+#include "libzeroc/model/transformer.h"
 
 #include <gtest/gtest.h>
 
@@ -14,15 +14,15 @@ namespace {
 using testing::TinyModel;
 using testing::TinyShape;
 
-std::unique_ptr<LlamaModel> Open(const TinyModel& tiny, std::shared_ptr<const Plan> plan, const kernels::Ops& ops,
-                                 ThreadPool& threads) {
-  auto model = LlamaModel::Open(tiny.Open(), std::move(plan), ops, threads);
+std::unique_ptr<Transformer> Open(const TinyModel& tiny, std::shared_ptr<const Plan> plan, const kernels::Ops& ops,
+                                  ThreadPool& threads) {
+  auto model = Transformer::Open(tiny.Open(), std::move(plan), ops, threads);
   EXPECT_TRUE(model.ok()) << model.status().ToString();
   return std::move(model).value();
 }
 
 // Logits of every token, fed in steps of the given sizes (the last one repeats).
-std::vector<float> RunChunks(LlamaModel& model, const std::string& profile, const std::vector<std::int32_t>& ids,
+std::vector<float> RunChunks(Transformer& model, const std::string& profile, const std::vector<std::int32_t>& ids,
                              const std::vector<int>& chunks) {
   const auto format = model.Format(profile).value();
   const int n = static_cast<int>(ids.size());
@@ -59,7 +59,7 @@ double RmsDifference(const std::vector<float>& a, const std::vector<float>& b) {
 }
 
 // Gathers moments over random tokens and solves the maps: a plan as calibration makes it, without measured costs.
-std::shared_ptr<const Plan> MakePlan(const TinyModel& tiny, LlamaModel& model) {
+std::shared_ptr<const Plan> MakePlan(const TinyModel& tiny, Transformer& model) {
   class Observer : public ForwardObserver {
    public:
     explicit Observer(const ModelGeometry& geometry) : moments(geometry) {}
@@ -97,7 +97,7 @@ std::shared_ptr<const Plan> MakePlan(const TinyModel& tiny, LlamaModel& model) {
   return std::make_shared<const Plan>(std::move(plan).value());
 }
 
-TEST(LlamaModelTest, MatchesThePlainForwardPass) {
+TEST(TransformerTest, MatchesThePlainForwardPass) {
   std::vector<TinyShape> shapes(7);
   shapes[1].tied = true;
   shapes[2].bias = true;
@@ -127,7 +127,7 @@ TEST(LlamaModelTest, MatchesThePlainForwardPass) {
   }
 }
 
-TEST(LlamaModelTest, ResultsDoNotDependOnChunks) {
+TEST(TransformerTest, ResultsDoNotDependOnChunks) {
   const TinyModel tiny({});
   ThreadPool threads(2);
   const auto plain = Open(tiny, nullptr, kernels::ReferenceOps(), threads);
@@ -144,7 +144,7 @@ TEST(LlamaModelTest, ResultsDoNotDependOnChunks) {
   }
 }
 
-TEST(LlamaModelTest, FoldedModelIsTheSameModel) {
+TEST(TransformerTest, FoldedModelIsTheSameModel) {
   for (const bool bias : {false, true}) {
     TinyShape shape;
     shape.bias = bias;
@@ -170,7 +170,7 @@ TEST(LlamaModelTest, FoldedModelIsTheSameModel) {
   }
 }
 
-TEST(LlamaModelTest, BatchEqualsOneByOne) {
+TEST(TransformerTest, BatchEqualsOneByOne) {
   const TinyModel tiny({});
   ThreadPool threads(3);
   const auto plain = Open(tiny, nullptr, kernels::ReferenceOps(), threads);
@@ -201,7 +201,7 @@ TEST(LlamaModelTest, BatchEqualsOneByOne) {
   }
 }
 
-TEST(LlamaModelTest, BadInputIsRefusedBeforeAnythingChanges) {
+TEST(TransformerTest, BadInputIsRefusedBeforeAnythingChanges) {
   const TinyModel tiny({});
   ThreadPool threads(1);
   const auto model = Open(tiny, nullptr, kernels::ReferenceOps(), threads);
@@ -217,12 +217,12 @@ TEST(LlamaModelTest, BadInputIsRefusedBeforeAnythingChanges) {
   EXPECT_EQ(model->Format("q3").status().code(), StatusCode::kNotFound);
 }
 
-TEST(LlamaModelTest, PlanOfAnotherModelIsRefused) {
+TEST(TransformerTest, PlanOfAnotherModelIsRefused) {
   const TinyModel tiny({}, 1), other({}, 2);
   ThreadPool threads(1);
   const auto model = Open(tiny, nullptr, kernels::ReferenceOps(), threads);
   const auto plan = MakePlan(tiny, *model);
-  const auto refused = LlamaModel::Open(other.Open(), plan, kernels::ReferenceOps(), threads);
+  const auto refused = Transformer::Open(other.Open(), plan, kernels::ReferenceOps(), threads);
   EXPECT_EQ(refused.status().code(), StatusCode::kFailedPrecondition);
 }
 
