@@ -111,8 +111,13 @@ std::string ModelBody(const v1::GetModelInfoResponse& info, std::int64_t created
   return Dump(ModelJson(info, created));
 }
 
-std::string TokenizeBody(const std::vector<std::uint32_t>& ids, std::uint32_t max_positions) {
-  return Dump({{"count", ids.size()}, {"max_model_len", max_positions}, {"tokens", ids}});
+std::string TokenizeBody(const std::vector<std::uint32_t>& ids, std::uint32_t max_positions, const TextCodec* codec) {
+  Json json{{"count", ids.size()}, {"max_model_len", max_positions}, {"tokens", ids}};
+  if (codec != nullptr) {
+    json["token_strs"] = Json::array();
+    for (const std::uint32_t id : ids) json["token_strs"].push_back(codec->TokenText(id));
+  }
+  return Dump(json);
 }
 
 std::string DetokenizeBody(const std::string& text) { return Dump({{"prompt", text}}); }

@@ -25,6 +25,13 @@ enum class ApiKind : std::uint8_t { kCompletions, kChat };
 // Text, or token ids that are used exactly as given.
 using Prompt = std::variant<std::string, std::vector<std::uint32_t>>;
 
+// What an answer shows beside the usual.
+struct AnswerShape {
+  bool usage = false;          // streams: a last event with the usage (stream_options.include_usage)
+  bool running_usage = false;  // streams: the usage so far in every event (.continuous_usage_stats)
+  bool token_ids = false;      // the ids that a text was made of (return_token_ids)
+};
+
 struct CompletionRequest {
   ApiKind kind = ApiKind::kCompletions;
   v1::GenerateRequest generate;  // all but the prompt; max_tokens may be 0 (echo alone)
@@ -36,7 +43,8 @@ struct CompletionRequest {
   std::uint32_t score_from = 1;  // echo with logprobs: the first prompt token that is scored
   std::string model;             // empty: not stated
   bool stream = false;
-  bool include_usage = false;  // stream_options.include_usage
+  AnswerShape shape;
+  bool add_bos = true;  // before prompts that are texts
 };
 
 // kInvalidArgument naming the field.
@@ -51,6 +59,7 @@ struct ChoicePlan {
   std::string echo_text;                  // empty without echo
   std::vector<std::uint32_t> prompt_ids;  // with echo and logprobs: all of the prompt
   std::uint32_t n_forced = 0;             // of prompt_ids, at the end: they come back as the answer's first tokens
+  std::vector<std::uint32_t> shown_ids;   // return_token_ids: the prompt's
 };
 
 // Choice p * n + i is the i-th answer to prompt p; a given seed is raised by i. default_max_tokens is used where a
@@ -63,7 +72,7 @@ class CompletionFormatter {
  public:
   // `created` in seconds since 1970. The codec outlives the formatter.
   CompletionFormatter(ApiKind kind, std::string id, std::int64_t created, std::string model, const TextCodec& codec,
-                      bool with_usage_field, std::vector<ChoicePlan> plans);
+                      const AnswerShape& shape, std::vector<ChoicePlan> plans);
   ~CompletionFormatter();
 
   void SetStarted(std::size_t choice, const v1::Started& started);
@@ -82,13 +91,14 @@ class CompletionFormatter {
   struct Choice;
   std::string TextOf(Choice& choice, const v1::Delta& delta);
   v1::Usage TotalUsage() const;
+  v1::Usage UsageSoFar() const;
 
   const ApiKind kind_;
   const std::string id_;
   const std::int64_t created_;
   const std::string model_;
   const TextCodec& codec_;
-  const bool with_usage_field_;
+  const AnswerShape shape_;
   std::vector<Choice> choices_;
 };
 
@@ -106,11 +116,14 @@ struct TokenizeRequest {
   std::vector<ChatMessage> messages;  // instead of a text
   bool add_generation_prompt = true;
   bool add_special_tokens = true;  // BOS
+  bool return_token_strs = false;
 };
 // {"text": ..}, {"prompt": ..} or {"messages": ..}; and {"tokens": [..]} -> the ids.
 Result<TokenizeRequest> ParseTokenizeRequest(std::string_view body);
 Result<std::vector<std::uint32_t>> ParseDetokenizeRequest(std::string_view body);
-std::string TokenizeBody(const std::vector<std::uint32_t>& ids, std::uint32_t max_positions);
+// `codec` not null: with the text of every token.
+std::string TokenizeBody(const std::vector<std::uint32_t>& ids, std::uint32_t max_positions,
+                         const TextCodec* codec = nullptr);
 std::string DetokenizeBody(const std::string& text);
 
 }  // namespace zeroc

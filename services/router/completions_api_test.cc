@@ -24,7 +24,7 @@ TEST(CompletionsParse, ReadsEveryField) {
     "priority": -2, "ttft_slo_ms": 500, "stop_token_ids": [1, 2], "suffix": null})");
   ASSERT_TRUE(parsed.ok()) << parsed.status().ToString();
   EXPECT_EQ(parsed->model, "m");
-  EXPECT_TRUE(parsed->stream && parsed->include_usage);
+  EXPECT_TRUE(parsed->stream && parsed->shape.usage);
   const v1::GenerateRequest& g = parsed->generate;
   EXPECT_EQ(std::get<std::string>(parsed->prompts.at(0)), "hello");
   EXPECT_EQ(g.kv().profile(), "q4");
@@ -110,6 +110,13 @@ TEST(PlanChoices, EveryPromptTimesN) {
   EXPECT_EQ(plans[2].generate.sampling().seed(), 5U);
   EXPECT_TRUE(plans[2].counts_prompt);
   EXPECT_FALSE(plans[1].counts_prompt);
+}
+
+TEST(PlanChoices, TextsWithoutBosTravelAsIds) {
+  const ChoicePlan plan = Plans(R"({"prompt": "ab", "add_special_tokens": false, "return_token_ids": true})")[0];
+  ASSERT_EQ(plan.generate.token_ids().ids_size(), 2);
+  EXPECT_EQ(plan.shown_ids, (std::vector<std::uint32_t>{'a', 'b'}));
+  EXPECT_TRUE(Plans(R"({"prompt": "ab"})")[0].shown_ids.empty());
 }
 
 TEST(PlanChoices, EchoWithLogprobsForcesThePrompt) {
@@ -303,7 +310,7 @@ class CompletionsFormat : public testing::Test {
 };
 
 TEST_F(CompletionsFormat, StreamedEventsAreOpenAis) {
-  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1700000000, "m", codec_, true, {{}});
+  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1700000000, "m", codec_, {true}, {{}});
   formatter.SetStarted(0, MakeStarted());
   EXPECT_EQ(formatter.BeginEvent(0), "");
   const auto deltas = Events(formatter.DeltaEvent(0, MakeDelta("line\n\"quoted\"", false)));
@@ -326,8 +333,37 @@ TEST_F(CompletionsFormat, StreamedEventsAreOpenAis) {
   EXPECT_EQ(last[2], "[DONE]");
 }
 
+TEST_F(CompletionsFormat, RunningUsageCountsWhatHasBeenSent) {
+  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1, "m", codec_, {true, true}, {{}});
+  v1::Started started = MakeStarted();
+  started.set_prompt_tokens(4);
+  formatter.SetStarted(0, started);
+  EXPECT_EQ(Events(formatter.DeltaEvent(0, MakeDelta("ab", false)))[0]["usage"]["completion_tokens"], 2);
+  const Json usage = Events(formatter.DeltaEvent(0, MakeDelta("c", false)))[0]["usage"];
+  EXPECT_EQ(usage["completion_tokens"], 3);
+  EXPECT_EQ(usage["prompt_tokens"], 4);
+}
+
+TEST_F(CompletionsFormat, TokenIdsBesideTheText) {
+  ChoicePlan plan;
+  plan.shown_ids = {7, 8};
+  const AnswerShape shape{false, false, true};
+  CompletionFormatter stream(ApiKind::kCompletions, "id1", 1, "m", codec_, shape, {plan});
+  EXPECT_EQ(Events(stream.BeginEvent(0))[0]["choices"][0]["prompt_token_ids"], Json({7, 8}));
+  EXPECT_EQ(Events(stream.DeltaEvent(0, MakeDelta("ab", false)))[0]["choices"][0]["token_ids"], Json({'a', 'b'}));
+  EXPECT_EQ(Events(stream.DeltaEvent(0, MakeDelta("c", false)))[0]["choices"][0]["token_ids"], Json({'c'}));
+
+  CompletionFormatter whole(ApiKind::kCompletions, "id1", 1, "m", codec_, shape, {plan});
+  whole.AddDelta(0, MakeDelta("ab", false));
+  whole.AddDelta(0, MakeDelta("c", false));
+  whole.AddFinal(0, MakeFinal());
+  const Json choice = Json::parse(whole.Body())["choices"][0];
+  EXPECT_EQ(choice["token_ids"], Json({'a', 'b', 'c'}));
+  EXPECT_EQ(choice["prompt_token_ids"], Json({7, 8}));
+}
+
 TEST_F(CompletionsFormat, WithoutUsageThereIsNoUsageChunk) {
-  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1, "m", codec_, false, {{}});
+  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1, "m", codec_, {false}, {{}});
   EXPECT_FALSE(Events(formatter.DeltaEvent(0, MakeDelta("x", false)))[0].contains("usage"));
   std::string end = formatter.FinishEvent(0, MakeFinal());
   end += formatter.EndEvents();
@@ -337,7 +373,7 @@ TEST_F(CompletionsFormat, WithoutUsageThereIsNoUsageChunk) {
 TEST_F(CompletionsFormat, WholeBodyWithLogprobs) {
   ChoicePlan plan;
   plan.generate.mutable_sampling()->set_logprobs(1);
-  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1, "m", codec_, false, {plan});
+  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1, "m", codec_, {false}, {plan});
   formatter.SetStarted(0, MakeStarted());
   formatter.AddDelta(0, MakeDelta("ab", true));
   formatter.AddDelta(0, MakeDelta("c", true));
@@ -363,7 +399,7 @@ TEST_F(CompletionsFormat, EchoWithLogprobs) {
   v1::Final final = MakeFinal();
   final.mutable_usage()->set_prompt_tokens(1);
   final.mutable_usage()->set_completion_tokens(2);
-  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1, "m", codec_, true, {plan});
+  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1, "m", codec_, {true}, {plan});
   formatter.AddDelta(0, MakeDelta("bc", true));
   formatter.AddFinal(0, final);
   const Json body = Json::parse(formatter.Body());
@@ -376,7 +412,7 @@ TEST_F(CompletionsFormat, EchoWithLogprobs) {
   EXPECT_EQ(body["usage"]["prompt_tokens"], 2);
   EXPECT_EQ(body["usage"]["completion_tokens"], 1);
 
-  CompletionFormatter stream(ApiKind::kCompletions, "id1", 1, "m", codec_, false, {plan});
+  CompletionFormatter stream(ApiKind::kCompletions, "id1", 1, "m", codec_, {false}, {plan});
   const Json echo = Events(stream.BeginEvent(0))[0]["choices"][0];
   EXPECT_EQ(echo["text"], "ab");
   EXPECT_EQ(echo["logprobs"]["tokens"], Json({"a"}));
@@ -388,7 +424,7 @@ TEST_F(CompletionsFormat, EchoWithLogprobs) {
 TEST_F(CompletionsFormat, SeveralChoicesCountAPromptOnce) {
   ChoicePlan again;
   again.counts_prompt = false;
-  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1, "m", codec_, false, {{}, again});
+  CompletionFormatter formatter(ApiKind::kCompletions, "id1", 1, "m", codec_, {false}, {{}, again});
   formatter.AddDelta(1, MakeDelta("second", false));
   formatter.AddDelta(0, MakeDelta("first", false));
   formatter.AddFinal(1, MakeFinal());
@@ -403,7 +439,7 @@ TEST_F(CompletionsFormat, SeveralChoicesCountAPromptOnce) {
 }
 
 TEST_F(CompletionsFormat, ChatShapes) {
-  CompletionFormatter formatter(ApiKind::kChat, "id1", 1, "m", codec_, false, {{}});
+  CompletionFormatter formatter(ApiKind::kChat, "id1", 1, "m", codec_, {false}, {{}});
   const Json first = Events(formatter.BeginEvent(0))[0];
   EXPECT_EQ(first["object"], "chat.completion.chunk");
   EXPECT_EQ(first["id"], "chatcmpl-id1");
@@ -418,7 +454,7 @@ TEST_F(CompletionsFormat, ChatShapes) {
   EXPECT_EQ(last["delta"], Json::object());
   EXPECT_EQ(last["finish_reason"], "length");
 
-  CompletionFormatter whole(ApiKind::kChat, "id1", 1, "m", codec_, false, {{}});
+  CompletionFormatter whole(ApiKind::kChat, "id1", 1, "m", codec_, {false}, {{}});
   whole.AddDelta(0, MakeDelta("hi", false));
   whole.AddFinal(0, MakeFinal());
   const Json body = Json::parse(whole.Body());
@@ -462,6 +498,9 @@ TEST(Tokenize, Bodies) {
   EXPECT_EQ(ParseDetokenizeRequest(R"({"tokens": [1, 2]})")->size(), 2U);
   EXPECT_FALSE(ParseDetokenizeRequest(R"({"tokens": [-1]})").ok());
   EXPECT_EQ(Json::parse(TokenizeBody({5, 6}, 100))["count"], 2);
+  EXPECT_FALSE(Json::parse(TokenizeBody({5, 6}, 100)).contains("token_strs"));
+  const ByteCodec codec;
+  EXPECT_EQ(Json::parse(TokenizeBody({'a', 'b'}, 100, &codec))["token_strs"], Json({"a", "b"}));
 }
 
 }  // namespace

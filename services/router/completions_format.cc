@@ -104,10 +104,12 @@ Json ChunkChoice(ApiKind kind, std::size_t index, const std::string& text, Json 
   return choice;
 }
 
-std::string ChunkEvent(const Head& head, Json choice, bool with_usage_field, Json zeroc = nullptr) {
+// `usage` is used where the shape asks for one.
+std::string ChunkEvent(const Head& head, Json choice, const AnswerShape& shape, const v1::Usage& usage,
+                       Json zeroc = nullptr) {
   Json json = Envelope(head, true, Json::array({std::move(choice)}));
   if (!zeroc.is_null()) json["zeroc"] = std::move(zeroc);
-  if (with_usage_field) json["usage"] = nullptr;
+  if (shape.usage) json["usage"] = shape.running_usage ? UsageJson(usage) : Json();
   return Event(json);
 }
 
@@ -132,6 +134,7 @@ struct CompletionFormatter::Choice {
   v1::Started started;
   std::string text;                                                // collected, without the echo
   google::protobuf::RepeatedPtrField<v1::TokenLogprobs> logprobs;  // collected
+  std::vector<std::uint32_t> ids;                                  // collected, without the forced ones, if wanted
   std::unique_ptr<TextStream> stream;                              // of a scored prompt's answer
   std::uint32_t n_tokens = 0;                                      // seen, the forced ones included
   std::size_t text_offset = 0;                                     // of the next token, in characters
@@ -167,13 +170,9 @@ Json CompletionFormatter::Choice::Logprobs(const google::protobuf::RepeatedPtrFi
 }
 
 CompletionFormatter::CompletionFormatter(ApiKind kind, std::string id, std::int64_t created, std::string model,
-                                         const TextCodec& codec, bool with_usage_field, std::vector<ChoicePlan> plans)
-    : kind_(kind),
-      id_(std::move(id)),
-      created_(created),
-      model_(std::move(model)),
-      codec_(codec),
-      with_usage_field_(with_usage_field) {
+                                         const TextCodec& codec, const AnswerShape& shape,
+                                         std::vector<ChoicePlan> plans)
+    : kind_(kind), id_(std::move(id)), created_(created), model_(std::move(model)), codec_(codec), shape_(shape) {
   for (ChoicePlan& plan : plans) {
     Choice& choice = choices_.emplace_back();
     choice.plan = std::move(plan);
@@ -190,14 +189,15 @@ void CompletionFormatter::SetStarted(std::size_t choice, const v1::Started& star
   choices_[choice].started = started;
 }
 
-// The text of the delta's own tokens: what is forced has been shown as echo.
+// The text of the delta's own tokens, and their ids: what is forced has been shown as echo.
 std::string CompletionFormatter::TextOf(Choice& choice, const v1::Delta& delta) {
-  if (choice.stream == nullptr) return delta.text();
   std::string text;
   for (const std::uint32_t id : delta.token_ids()) {
-    if (choice.n_tokens++ >= choice.plan.n_forced) text += choice.stream->Push(id);
+    if (choice.n_tokens++ < choice.plan.n_forced) continue;
+    if (choice.stream != nullptr) text += choice.stream->Push(id);
+    if (shape_.token_ids) choice.ids.push_back(id);
   }
-  return text;
+  return choice.stream != nullptr ? text : delta.text();
 }
 
 std::string CompletionFormatter::BeginEvent(std::size_t index) {
@@ -206,12 +206,13 @@ std::string CompletionFormatter::BeginEvent(std::size_t index) {
   if (kind_ == ApiKind::kChat) {
     Json json = ChunkChoice(kind_, index, "", nullptr, nullptr);
     json["delta"] = {{"role", "assistant"}, {"content", ""}};
-    return ChunkEvent(head, std::move(json), with_usage_field_);
+    return ChunkEvent(head, std::move(json), shape_, UsageSoFar());
   }
-  if (choice.plan.echo_text.empty()) return {};
-  Json logprobs = choice.Logprobs({}, true, codec_);
-  return ChunkEvent(head, ChunkChoice(kind_, index, choice.plan.echo_text, std::move(logprobs), nullptr),
-                    with_usage_field_);
+  if (choice.plan.echo_text.empty() && !shape_.token_ids) return {};
+  Json logprobs = choice.plan.echo_text.empty() ? Json() : choice.Logprobs({}, true, codec_);
+  Json json = ChunkChoice(kind_, index, choice.plan.echo_text, std::move(logprobs), nullptr);
+  if (shape_.token_ids) json["prompt_token_ids"] = choice.plan.shown_ids;
+  return ChunkEvent(head, std::move(json), shape_, UsageSoFar());
 }
 
 std::string CompletionFormatter::DeltaEvent(std::size_t index, const v1::Delta& delta) {
@@ -219,8 +220,9 @@ std::string CompletionFormatter::DeltaEvent(std::size_t index, const v1::Delta& 
   const std::string text = TextOf(choice, delta);
   Json logprobs = kind_ == ApiKind::kChat ? ChatLogprobs(delta.logprobs(), codec_)
                                           : choice.Logprobs(delta.logprobs(), false, codec_);
-  return ChunkEvent({kind_, id_, created_, model_}, ChunkChoice(kind_, index, text, std::move(logprobs), nullptr),
-                    with_usage_field_);
+  Json json = ChunkChoice(kind_, index, text, std::move(logprobs), nullptr);
+  if (shape_.token_ids) json["token_ids"] = std::exchange(choice.ids, {});
+  return ChunkEvent({kind_, id_, created_, model_}, std::move(json), shape_, UsageSoFar());
 }
 
 std::string CompletionFormatter::FinishEvent(std::size_t index, const v1::Final& final) {
@@ -229,12 +231,12 @@ std::string CompletionFormatter::FinishEvent(std::size_t index, const v1::Final&
   const std::string rest = choice.stream != nullptr ? choice.stream->Flush() : "";
   Json json = ChunkChoice(kind_, index, rest, nullptr, FinishName(choice.final.finish_reason()));
   Json zeroc = choice.plan.runs ? ZerocJson(choice.started, choice.final.stats()) : Json();
-  return ChunkEvent({kind_, id_, created_, model_}, std::move(json), with_usage_field_, std::move(zeroc));
+  return ChunkEvent({kind_, id_, created_, model_}, std::move(json), shape_, UsageSoFar(), std::move(zeroc));
 }
 
 std::string CompletionFormatter::EndEvents() const {
   std::string events;
-  if (with_usage_field_) {
+  if (shape_.usage) {
     Json usage = Envelope({kind_, id_, created_, model_}, true, Json::array());
     usage["usage"] = UsageJson(TotalUsage());
     events = Event(usage);
@@ -270,6 +272,17 @@ v1::Usage CompletionFormatter::TotalUsage() const {
   return total;
 }
 
+v1::Usage CompletionFormatter::UsageSoFar() const {
+  v1::Usage usage;
+  for (const Choice& choice : choices_) {
+    const std::uint32_t forced = choice.plan.n_forced;
+    usage.set_completion_tokens(usage.completion_tokens() + choice.n_tokens - std::min(choice.n_tokens, forced));
+    if (!choice.plan.counts_prompt || !choice.plan.runs) continue;
+    usage.set_prompt_tokens(usage.prompt_tokens() + choice.started.prompt_tokens() + forced);
+  }
+  return usage;
+}
+
 std::string CompletionFormatter::Body() {
   Json choices = Json::array(), top_zeroc;
   for (std::size_t i = 0; i < choices_.size(); ++i) {
@@ -285,6 +298,10 @@ std::string CompletionFormatter::Body() {
       json["logprobs"] = wanted ? choice.Logprobs(choice.logprobs, true, codec_) : Json();
     }
     json["finish_reason"] = FinishName(choice.final.finish_reason());
+    if (shape_.token_ids) {
+      json["token_ids"] = choice.ids;
+      if (kind_ == ApiKind::kCompletions) json["prompt_token_ids"] = choice.plan.shown_ids;
+    }
     // One answer's statistics stand at the top, where curl shows them; those of several with their choice.
     Json zeroc = choice.plan.runs ? ZerocJson(choice.started, choice.final.stats()) : Json();
     if (choices_.size() == 1) top_zeroc = zeroc;

@@ -80,7 +80,8 @@ class Fields {
   // Accepted while it says what we do anyway.
   void Only(const char* name, const Json& neutral) {
     const Json* value = Find(name);
-    if (value != nullptr && *value != neutral) Fail(name, "only " + neutral.dump() + " is supported");
+    if (value == nullptr || *value == neutral) return;
+    Fail(name, neutral.is_null() ? "is not supported" : "only " + neutral.dump() + " is supported");
   }
   // Clients send these for their own books.
   void Ignore(const char* name) { Find(name); }
@@ -276,8 +277,20 @@ Status ReadCommon(Fields& fields, CompletionRequest* request) {
   if (request->n == 0 || request->n > kChoicesMax) {
     fields.Fail("n", "is not in [1, " + std::to_string(kChoicesMax) + "]");
   }
+  fields.Bool("return_token_ids", [&](bool x) { request->shape.token_ids = x; });
+  // vLLM's, which its clients send with their defaults.
   fields.Only("use_beam_search", false);
+  fields.Only("length_penalty", 1.0);
   fields.Only("skip_special_tokens", true);
+  fields.Only("spaces_between_special_tokens", true);
+  fields.Only("include_stop_str_in_output", false);
+  fields.Only("return_tokens_as_token_ids", false);
+  fields.Only("bad_words", Json::array());
+  for (const char* name :
+       {"allowed_token_ids", "truncate_prompt_tokens", "prompt_logprobs", "logits_processors", "guided_json",
+        "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "kv_transfer_params"}) {
+    fields.Only(name, nullptr);
+  }
   for (const char* name : {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}) {
     fields.Ignore(name);
   }
@@ -285,10 +298,11 @@ Status ReadCommon(Fields& fields, CompletionRequest* request) {
   if (options == nullptr) return OkStatus();
   if (!options->is_object()) return InvalidArgument("stream_options: is not an object");
   Fields inner(*options, "stream_options.");
-  inner.Bool("include_usage", [&](bool x) { request->include_usage = x; });
+  inner.Bool("include_usage", [&](bool x) { request->shape.usage = x; });
+  inner.Bool("continuous_usage_stats", [&](bool x) { request->shape.running_usage = x; });
   inner.Only("include_obfuscation", false);
-  inner.Only("continuous_usage_stats", false);
   ZEROC_RETURN_IF_ERROR(inner.Done());
+  request->shape.running_usage &= request->shape.usage;  // as vLLM has it
   if (!request->stream) fields.Fail("stream_options", "needs stream = true");
   return OkStatus();
 }
@@ -318,7 +332,8 @@ Result<CompletionRequest> ParseCompletionRequest(std::string_view body) {
   ReadEcho(fields, &request);
   fields.Only("best_of", request.n);
   fields.Only("suffix", "");
-  fields.Only("add_special_tokens", true);
+  fields.Only("response_format", Json{{"type", "text"}});
+  fields.Bool("add_special_tokens", [&](bool x) { request.add_bos = x; });
   if (request.prompts.size() * request.n > kChoicesMax) {
     fields.Fail("n", "times the prompts is more than " + std::to_string(kChoicesMax));
   }
@@ -375,7 +390,7 @@ Result<TokenizeRequest> ParseTokenizeRequest(std::string_view body) {
   }
   fields.Bool("add_generation_prompt", [&](bool x) { request.add_generation_prompt = x; });
   fields.Bool("add_special_tokens", [&](bool x) { request.add_special_tokens = x; });
-  fields.Only("return_token_strs", false);
+  fields.Bool("return_token_strs", [&](bool x) { request.return_token_strs = x; });
   fields.Ignore("model");
   ZEROC_RETURN_IF_ERROR(fields.Done());
   if (!given) return InvalidArgument("text: is missing");

@@ -7,8 +7,10 @@
 namespace zeroc {
 namespace {
 
-Result<std::vector<std::uint32_t>> IdsOf(const Prompt& prompt, const TextCodec& codec) {
-  if (const auto* text = std::get_if<std::string>(&prompt)) return codec.EncodePrompt(*text);
+Result<std::vector<std::uint32_t>> IdsOf(const Prompt& prompt, const TextCodec& codec, bool add_bos) {
+  if (const auto* text = std::get_if<std::string>(&prompt)) {
+    return add_bos ? codec.EncodePrompt(*text) : codec.EncodeText(*text);
+  }
   return std::get<std::vector<std::uint32_t>>(prompt);
 }
 
@@ -39,17 +41,21 @@ Status PlanPrompt(const CompletionRequest& request, const Prompt& prompt, const 
   if (no_output && !request.echo) return InvalidArgument("max_tokens is 0 (which only echo = true allows)");
   const auto* text = std::get_if<std::string>(&prompt);
   std::vector<std::uint32_t> ids;
+  const bool encode = request.echo || request.shape.token_ids || !request.add_bos;
+  if (encode) {
+    ZEROC_ASSIGN_OR_RETURN(ids, IdsOf(prompt, codec, request.add_bos));
+  }
+  if (request.shape.token_ids) plan->shown_ids = ids;
   if (request.echo) {
-    ZEROC_ASSIGN_OR_RETURN(ids, IdsOf(prompt, codec));
     plan->echo_text = text != nullptr ? *text : codec.Decode(ids);
     if (sampling.has_logprobs()) return PlanScoring(request, default_max_tokens, std::move(ids), plan);
     plan->runs = !no_output;
   }
-  if (text != nullptr) {
+  if (text != nullptr && request.add_bos) {
     plan->generate.set_text(*text);
   } else {
-    const auto& given = std::get<std::vector<std::uint32_t>>(prompt);
-    plan->generate.mutable_token_ids()->mutable_ids()->Assign(given.begin(), given.end());
+    if (text == nullptr) ids = std::get<std::vector<std::uint32_t>>(prompt);
+    plan->generate.mutable_token_ids()->mutable_ids()->Assign(ids.begin(), ids.end());
   }
   if (!plan->runs) plan->prompt_ids = std::move(ids);  // for the usage
   return OkStatus();

@@ -41,8 +41,7 @@ HttpAnswer::HttpAnswer(Router& router, std::shared_ptr<HttpExchange> exchange, s
       parallel_max_(parallel_max),
       headers_(std::move(headers)),
       plans_(std::move(plans)),
-      formatter_(request.kind, id_, UnixSeconds(), router.model().name, *router.model().codec, request.include_usage,
-                 plans_),
+      formatter_(request.kind, id_, UnixSeconds(), router.model().name, *router.model().codec, request.shape, plans_),
       begun_(plans_.size(), false) {}
 
 void HttpAnswer::Start() {

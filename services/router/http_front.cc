@@ -97,7 +97,9 @@ void Tokenize(const Router& router, HttpExchange& exchange) {
   if (!request.ok()) return exchange.Respond(ErrorResponse(request.status()));
   const auto ids = Encode(router, *request);
   if (!ids.ok()) return exchange.Respond(ErrorResponse(ids.status()));
-  exchange.Respond(Json(TokenizeBody(*ids, router.model().max_positions)));
+  const ServedModel& model = router.model();
+  exchange.Respond(
+      Json(TokenizeBody(*ids, model.max_positions, request->return_token_strs ? model.codec.get() : nullptr)));
 }
 
 void Detokenize(const Router& router, HttpExchange& exchange) {
@@ -130,6 +132,10 @@ std::vector<HttpServer::Route> ApiRoutes(Router& router, const ApiOptions& optio
       {"POST", "/detokenize", [&router](auto exchange) { Detokenize(router, *exchange); }},
       {"GET", "/health", health},
       {"GET", "/ping", health},
+      {"GET", "/load",
+       [&router](auto exchange) {
+         exchange->Respond(Json("{\"server_load\":" + std::to_string(router.in_flight()) + "}"));
+       }},
       {"GET", "/version",
        [](auto exchange) { exchange->Respond(Json("{\"version\":\"" + std::string(ZEROC_VERSION) + "\"}")); }},
   };

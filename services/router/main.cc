@@ -13,6 +13,7 @@
 #include "services/router/grpc_worker_connection.h"
 #include "services/router/http_front.h"
 #include "services/router/inference_service.h"
+#include "services/router/kserve_service.h"
 #include "services/router/registry_service.h"
 #include "services/router/router.h"
 #include "services/router/router_options.h"
@@ -82,11 +83,14 @@ Status Serve(const RouterOptions& options, ShutdownSignal& signal) {
       [&](const std::string& address) { return DialWorker(address, GrpcLimits(), security.grpc); }, metrics, timers);
   std::unique_ptr<AccessControl> access;
   ZEROC_ASSIGN_OR_RETURN(access, AccessControl::Open(options.access));
-  const auto inference = MakeInferenceService(router, static_cast<std::size_t>(options.queued_bytes_max), access.get());
+  const auto queued_bytes_max = static_cast<std::size_t>(options.queued_bytes_max);
+  const auto inference = MakeInferenceService(router, queued_bytes_max, access.get());
+  const auto kserve = MakeKserveService(router, queued_bytes_max, access.get());
 
   std::unique_ptr<GrpcServer> grpc_server;
-  ZEROC_ASSIGN_OR_RETURN(grpc_server, GrpcServer::Start(options.grpc_listen, grpc_limits,
-                                                        {inference.get(), registry->service()}, security.grpc));
+  ZEROC_ASSIGN_OR_RETURN(grpc_server,
+                         GrpcServer::Start(options.grpc_listen, grpc_limits,
+                                           {inference.get(), kserve.get(), registry->service()}, security.grpc));
   ApiOptions api;
   api.default_max_tokens = static_cast<std::uint32_t>(options.default_max_tokens);
   std::vector<HttpServer::Route> routes = ApiRoutes(router, api);

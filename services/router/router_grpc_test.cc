@@ -4,10 +4,12 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <thread>
 
+#include "inference/grpc_service.grpc.pb.h"
 #include "services/common/grpc_server.h"
 #include "services/common/http_server.h"
 #include "services/common/registration.h"
@@ -15,6 +17,7 @@
 #include "services/router/grpc_worker_connection.h"
 #include "services/router/http_front.h"
 #include "services/router/inference_service.h"
+#include "services/router/kserve_service.h"
 #include "services/router/registry_service.h"
 #include "services/router/test_router.h"
 #include "zeroc/v1/inference.grpc.pb.h"
@@ -71,10 +74,12 @@ class FakeDecode : public v1::Decode::Service {
  public:
   explicit FakeDecode(FakeLeases& leases) : leases_(leases) {}
   std::atomic<bool> die{false};
+  std::atomic<int> reserve_ms{0};
 
   grpc::Status Reserve(grpc::ServerContext*, const v1::ReserveRequest*, v1::ReserveResponse* response) override {
     if (leases_.full) return {grpc::StatusCode::RESOURCE_EXHAUSTED, "no blocks"};
     response->mutable_lease()->set_lease_id(leases_.Take());
+    std::this_thread::sleep_for(milliseconds(reserve_ms));
     return grpc::Status::OK;
   }
   grpc::Status Generate(grpc::ServerContext* context, const v1::DecodeRequest* request,
@@ -133,7 +138,7 @@ class FakePrefill : public v1::Prefill::Service {
 class RouterGrpcTest : public testing::Test {
  protected:
   RouterGrpcTest() {
-    grpc_ = Take(GrpcServer::Start("127.0.0.1:0", {}, {inference_.get(), registry_->service()}));
+    grpc_ = Take(GrpcServer::Start("127.0.0.1:0", {}, {inference_.get(), kserve_.get(), registry_->service()}));
     std::vector<HttpServer::Route> routes = ApiRoutes(router_);
     for (auto& route : StandardRoutes(metrics_, [this] { return router_.Ready(); })) routes.push_back(route);
     http_ = Take(HttpServer::Start("127.0.0.1:0", {}, std::move(routes), FormatHttpError));
@@ -231,6 +236,7 @@ class RouterGrpcTest : public testing::Test {
   FlowContext context_{model_, pool_, metrics_, timers_, MakeConfig()};
   Router router_{context_, 8};
   std::unique_ptr<grpc::Service> inference_ = MakeInferenceService(router_, 64 << 10);
+  std::unique_ptr<grpc::Service> kserve_ = MakeKserveService(router_, 64 << 10);
   std::unique_ptr<RegistryService> registry_ = MakeRegistryService(
       MakeRegistryConfig(), pool_, [](const std::string& a) { return DialWorker(a, {}); }, metrics_, timers_);
   std::unique_ptr<GrpcServer> decode_server_, prefill_server_, grpc_;
@@ -257,6 +263,110 @@ TEST_F(RouterGrpcTest, GenerateStreamsOverGrpc) {
   EXPECT_TRUE(client_->GetModelInfo(&info_context, {}, &info).ok());
   EXPECT_EQ(info.model(), "test-model");
   EXPECT_EQ(info.profiles_size(), 3);
+}
+
+inference::ModelInferRequest KserveMessage(const std::string& prompt, int max_tokens, const std::string& id) {
+  inference::ModelInferRequest request;
+  request.set_model_name("test-model");
+  request.set_id(id);
+  auto* input = request.add_inputs();
+  input->set_name("text_input");
+  input->set_datatype("BYTES");
+  input->add_shape(1);
+  input->mutable_contents()->add_bytes_contents(prompt);
+  (*request.mutable_parameters())["max_tokens"].set_int64_param(max_tokens);
+  return request;
+}
+
+void SetStreaming(inference::ModelInferRequest* request) {
+  auto* input = request->add_inputs();
+  input->set_name("streaming");
+  input->set_datatype("BOOL");
+  input->add_shape(1);
+  input->mutable_contents()->add_bool_contents(true);
+}
+
+TEST_F(RouterGrpcTest, KserveAnswersOneRequest) {
+  WaitReady();
+  const auto kserve = inference::GRPCInferenceService::NewStub(channel_);
+  {
+    grpc::ClientContext context;
+    inference::ModelReadyRequest request;
+    request.set_name("test-model");
+    inference::ModelReadyResponse ready;
+    ASSERT_TRUE(kserve->ModelReady(&context, request, &ready).ok());
+    EXPECT_TRUE(ready.ready());
+  }
+  grpc::ClientContext context;
+  inference::ModelInferResponse response;
+  const grpc::Status status = kserve->ModelInfer(&context, KserveMessage("n", 4, "mine"), &response);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(response.id(), "mine");
+  EXPECT_EQ(response.outputs(0).contents().bytes_contents(0), "Abcd");
+  EXPECT_EQ(response.outputs(1).contents().bytes_contents(0), "length");
+  EXPECT_EQ(response.parameters().at("kv_bytes_wire").int64_param(), 25);
+
+  const auto code = [&](const inference::ModelInferRequest& request) {
+    grpc::ClientContext call;
+    call.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
+    return kserve->ModelInfer(&call, request, &response).error_code();
+  };
+  inference::ModelInferRequest other = KserveMessage("n", 4, "");
+  other.set_model_name("other");
+  EXPECT_EQ(code(other), grpc::StatusCode::NOT_FOUND);
+  EXPECT_EQ(code(KserveMessage("n", 0, "")), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(code(KserveMessage("f", 4, "")), grpc::StatusCode::INTERNAL);
+  inference::ModelInferRequest waits = KserveMessage("w", 4, "");
+  (*waits.mutable_parameters())["timeout"].set_int64_param(200'000);
+  EXPECT_EQ(code(waits), grpc::StatusCode::DEADLINE_EXCEEDED);
+  ExpectBaseline();
+}
+
+TEST_F(RouterGrpcTest, KserveStreamsSeveralRequestsSideBySide) {
+  WaitReady();
+  const auto kserve = inference::GRPCInferenceService::NewStub(channel_);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+  const auto stream = kserve->ModelStreamInfer(&context);
+  inference::ModelInferRequest pieces = KserveMessage("n", 4, "pieces");
+  SetStreaming(&pieces);
+  ASSERT_TRUE(stream->Write(pieces));
+  ASSERT_TRUE(stream->Write(KserveMessage("n", 3, "whole")));
+  ASSERT_TRUE(stream->Write(KserveMessage("n", 0, "bad")));
+  stream->WritesDone();
+  std::map<std::string, std::string> texts, errors;
+  std::map<std::string, int> answers, finals;
+  inference::ModelStreamInferResponse response;
+  while (stream->Read(&response)) {
+    const inference::ModelInferResponse& answer = response.infer_response();
+    ++answers[answer.id()];
+    finals[answer.id()] += answer.parameters().at("triton_final_response").bool_param();
+    errors[answer.id()] += response.error_message();
+    if (answer.outputs_size() > 0) texts[answer.id()] += answer.outputs(0).contents().bytes_contents(0);
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+  EXPECT_EQ(texts["pieces"], "Abcd");
+  // One for the first token, one or more for the others (which may come together), and the end.
+  EXPECT_GE(answers["pieces"], 3);
+  EXPECT_EQ(texts["whole"], "Abc");
+  EXPECT_EQ(answers["whole"], 1);
+  EXPECT_TRUE(errors["bad"].starts_with("INVALID_ARGUMENT: max_tokens")) << errors["bad"];
+  EXPECT_EQ(finals, (std::map<std::string, int>{{"bad", 1}, {"pieces", 1}, {"whole", 1}}));
+  ExpectBaseline();
+}
+
+TEST_F(RouterGrpcTest, ACancelledKserveStreamFreesBothWorkers) {
+  WaitReady();
+  const auto kserve = inference::GRPCInferenceService::NewStub(channel_);
+  grpc::ClientContext context;
+  const auto stream = kserve->ModelStreamInfer(&context);
+  ASSERT_TRUE(stream->Write(KserveMessage("w", 4, "1")));
+  ASSERT_TRUE(stream->Write(KserveMessage("w", 4, "2")));
+  ASSERT_TRUE(WaitFor([this] { return prefill_service_.waiting == 2; }));
+  context.TryCancel();
+  EXPECT_TRUE(WaitFor([this] { return prefill_service_.cancelled == 2; }));
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  ExpectBaseline();
 }
 
 TEST_F(RouterGrpcTest, CompletionsOverHttpWholeAndStreamed) {
@@ -339,6 +449,16 @@ TEST_F(RouterGrpcTest, TheGrpcDeadlineTravels) {
   const auto before = steady_clock::now();
   EXPECT_EQ(Generate(TestRequest("w", 5), &context).second.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   EXPECT_LT(steady_clock::now() - before, milliseconds(2000));
+  ExpectBaseline();
+}
+
+// The grant was lost with the deadline, and its blocks with it until the lease expired.
+TEST_F(RouterGrpcTest, ADeadlineThatPassesInReserveGivesTheLeaseBack) {
+  WaitReady();
+  decode_service_.reserve_ms = 300;
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + milliseconds(100));
+  EXPECT_EQ(Generate(TestRequest("n", 3), &context).second.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   ExpectBaseline();
 }
 

@@ -128,6 +128,26 @@ class ApiTest(ClusterTest):
         forced = self.cluster.complete(texts.SHORT, max_tokens=3, logit_bias={"300": 100}, ignore_eos=True, logprobs=0)
         self.assertEqual(len(set(forced["choices"][0]["logprobs"]["tokens"])), 1)
 
+    def test_token_ids_running_usage_and_texts_without_bos(self):
+        ids = self.tokens(texts.SHORT)
+        whole = self.cluster.complete(texts.SHORT, max_tokens=6, ignore_eos=True, return_token_ids=True)["choices"][0]
+        self.assertEqual(whole["prompt_token_ids"], ids)
+        self.assertEqual(len(whole["token_ids"]), 6)
+        self.assertEqual(self.post("/detokenize", {"tokens": whole["token_ids"]})["prompt"], whole["text"])
+        stream = self.cluster.stream(texts.SHORT, max_tokens=6, ignore_eos=True, return_token_ids=True,
+                                     stream_options={"include_usage": True, "continuous_usage_stats": True})
+        events = list(stream.events())
+        self.assertEqual([i for e in events for c in e["choices"] for i in c.get("token_ids", [])], whole["token_ids"])
+        counts = [e["usage"]["completion_tokens"] for e in events]
+        self.assertEqual((counts, counts[-1]), (sorted(counts), 6))
+        bare = self.post("/tokenize", {"prompt": texts.SHORT, "add_special_tokens": False, "return_token_strs": True})
+        self.assertEqual("".join(bare["token_strs"]), texts.SHORT)
+        self.assertEqual(ids[1:], bare["tokens"])
+        as_ids = self.cluster.complete(bare["tokens"], max_tokens=6, ignore_eos=True)
+        as_text = self.cluster.complete(texts.SHORT, max_tokens=6, ignore_eos=True, add_special_tokens=False)
+        self.assertEqual(as_text["choices"][0]["text"], as_ids["choices"][0]["text"])
+        self.assertEqual(as_text["usage"]["prompt_tokens"], len(bare["tokens"]))
+
     def test_chat_is_its_template_completed(self):
         messages = [{"role": "user", "content": "Tell me about the sea."}]
         chat = self.post("/v1/chat/completions", {"messages": messages, "max_tokens": 8, "temperature": 0,
@@ -164,6 +184,7 @@ class ApiTest(ClusterTest):
         for path in ("/health", "/ping"):
             self.assertEqual(self.cluster.router.status(path), 200, path)
         self.assertRegex(json.loads(http_request(self.port, "GET", "/version")[2])["version"], r"^\d+\.\d+")
+        self.assertEqual(json.loads(http_request(self.port, "GET", "/load")[2]), {"server_load": 0})
         models = json.loads(http_request(self.port, "GET", "/v1/models")[2])
         self.assertEqual(models["data"][0]["id"], "zeroc-demo")
         self.assertEqual(json.loads(http_request(self.port, "GET", "/v1/models/zeroc-demo")[2]), models["data"][0])
