@@ -18,7 +18,11 @@ class DecodeRpc final : public v1::Decode::CallbackService {
   grpc::ServerUnaryReactor* Reserve(grpc::CallbackServerContext* context, const v1::ReserveRequest* request,
                                     v1::ReserveResponse* response) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    core_.Reserve(*request, [reactor, response](Result<v1::Lease> lease) {
+    core_.Reserve(*request, [this, context, reactor, response](Result<v1::Lease> lease) {
+      // A grant that nobody waits for any more would hold its blocks until it expires.
+      if (lease.ok() && context->IsCancelled()) {
+        core_.Release({lease->lease_id(), lease->generation()}, "the caller has gone");
+      }
       if (lease.ok()) *response->mutable_lease() = std::move(*lease);
       reactor->Finish(ToGrpc(lease.status()));
     });

@@ -116,8 +116,8 @@ void RequestFlow::Reserve() {
   reserve.set_plan_id(context_.model.plan_id);
   reserve.set_model_fingerprint(context_.model.fingerprint);
   reserve.set_layout_hash(rung_->layout_hash);
-  // Never cancelled: a grant that crossed with the cancel would be lost until it expires. Its own deadline is short.
-  const Deadline deadline = std::min(deadline_, std::chrono::system_clock::now() + context_.config.reserve_timeout);
+  // Never cancelled, nor by the request's own deadline: a grant that crossed with it would be lost until it expires.
+  const Deadline deadline = std::chrono::system_clock::now() + context_.config.reserve_timeout;
   decode_worker_.connection().Reserve(
       reserve, deadline, [self = shared_from_this()](const Status& status, const v1::ReserveResponse& response) {
         self->OnReserved(status, response);
