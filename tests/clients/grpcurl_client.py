@@ -36,7 +36,7 @@ subprocess.run([GRPCURL, "-version"], check=True)
 code, out, err = grpcurl("list")
 assert code == 0, err
 services = out.split()
-for service in ("grpc.health.v1.Health", "zeroc.v1.Inference"):
+for service in ("grpc.health.v1.Health", "inference.GRPCInferenceService", "zeroc.v1.Inference"):
     assert service in services, services
 code, out, err = grpcurl("describe", "zeroc.v1.GenerateRequest")
 assert code == 0 and "sampling" in out, (out, err)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs one client that nobody here wrote against a cluster of real processes.
 
-    run.py NAME      NAME: curl grpcurl openai-python openai-js aiperf lm-eval
+    run.py NAME      NAME: curl grpcurl openai-python openai-js triton aiperf lm-eval
 
 Installs the client in the version that this folder states, below build/clients (once: a later run finds it there),
 starts a cluster with API keys on loopback and runs the client's script. Exit code: 0 passed, 1 failed, 77 skipped
@@ -116,6 +116,7 @@ COMMANDS = {
     "grpcurl": grpcurl,
     "openai-python": lambda: [virtual_environment("openai"), HERE / "openai_client.py"],
     "openai-js": openai_js,
+    "triton": lambda: [virtual_environment("triton"), HERE / "triton_client.py"],
     "aiperf": lambda: [virtual_environment("aiperf"), HERE / "aiperf_client.py"],
     "lm-eval": lambda: [virtual_environment("lm-eval"), HERE / "lm_eval_client.py"],
 }
