@@ -99,13 +99,14 @@ def parse_metrics(text):
 class Process:
     """One of our programs. Its output goes to a log file; it leads a process group of its own."""
 
-    def __init__(self, program, args, log_dir):
+    def __init__(self, program, args, log_dir, env=None):
         self.program = program
         self.log_path = pathlib.Path(log_dir) / f"{program}-{time.monotonic_ns()}.log"
         with open(self.log_path, "wb") as log:
             self.popen = subprocess.Popen([BIN_DIR / program, *map(str, args)], stdin=subprocess.DEVNULL, stdout=log,
                                           stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True,
-                                          env={**os.environ, "no_proxy": "127.0.0.1"})  # gRPC heeds http_proxy
+                                          env={**os.environ, "no_proxy": "127.0.0.1",  # gRPC heeds http_proxy
+                                               **(env or {})})
 
     def log(self):
         return self.log_path.read_text(errors="replace")
@@ -145,9 +146,9 @@ class Service(Process):
 
     tls = None
 
-    def __init__(self, program, args, log_dir):
-        self.grpc_port, self.http_port = free_port(), free_port()
-        super().__init__(program, [*listen_flags(self.grpc_port, self.http_port), *args], log_dir)
+    def __init__(self, program, args, log_dir, env=None, ports=None):
+        self.grpc_port, self.http_port = ports or (free_port(), free_port())
+        super().__init__(program, [*listen_flags(self.grpc_port, self.http_port), *args], log_dir, env)
 
     def status(self, path):
         """HTTP status of a GET, or None while nobody answers."""
@@ -220,19 +221,21 @@ def text_of(events):
 
 class Cluster:
     """A router, and as many workers as asked for. Flags given as router_args and so on come after the usual ones.
-    `tls` (as in connect_http) is how /readyz and /metrics of all services are asked for.
+    `tls` (as in connect_http) is how /readyz and /metrics of all services are asked for; `prefill_env` is added to the
+    prefill workers' environment.
     """
 
     latest = None  # the cluster made last, for ClusterTest
 
     def __init__(self, n_decode=1, n_prefill=1, router_args=(), decode_args=(), prefill_args=(),
-                 tls=None):
+                 tls=None, prefill_env=None):
         Cluster.latest = self
         self.tls = tls
         self.log_dir = tempfile.TemporaryDirectory(prefix="zeroc-e2e-")  # gone with this object
         self.processes = []
         self.decode, self.prefill = [], []
-        self.decode_args, self.prefill_args = decode_args, prefill_args
+        self.router_args, self.decode_args, self.prefill_args = router_args, decode_args, prefill_args
+        self.prefill_env = prefill_env
         try:
             self.router = self._start("zeroc-router", ["--model", MODEL_DIR, *router_args])
             for _ in range(n_decode):
@@ -243,23 +246,32 @@ class Cluster:
             self.__exit__(None, None, None)
             raise
 
-    def _start(self, program, args):
-        service = Service(program, args, self.log_dir.name)
+    def _start(self, program, args, **how):
+        service = Service(program, args, self.log_dir.name, **how)
         service.tls = self.tls
         self.processes.append(service)
         return service
 
-    def _worker_args(self):
-        return ["--model", MODEL_DIR, "--router", f"127.0.0.1:{self.router.grpc_port}", "--kv-memory-mib", 64,
-                "--threads", 1]
+    def _worker_args(self, args):
+        """The usual flags, but for those that `args` states itself, and `args`."""
+        usual = {"--model": MODEL_DIR, "--router": f"127.0.0.1:{self.router.grpc_port}", "--kv-memory-mib": 64,
+                 "--threads": 1}
+        return [*(x for flag, value in usual.items() if flag not in args for x in (flag, value)), *args]
 
-    def start_decode(self):
-        self.decode.append(self._start("zeroc-decode", [*self._worker_args(), *self.decode_args]))
+    def start_decode(self, ports=None):
+        self.decode.append(self._start("zeroc-decode", self._worker_args(self.decode_args), ports=ports))
         return self.decode[-1]
 
-    def start_prefill(self):
-        self.prefill.append(self._start("zeroc-prefill", [*self._worker_args(), *self.prefill_args]))
+    def start_prefill(self, *more_args, env=None):
+        self.prefill.append(self._start("zeroc-prefill", self._worker_args([*self.prefill_args, *more_args]),
+                                        env=env or self.prefill_env))
         return self.prefill[-1]
+
+    def restart_router(self):
+        """A new router where the old one was, which must have ended."""
+        ports = self.router.grpc_port, self.router.http_port
+        self.router = self._start("zeroc-router", ["--model", MODEL_DIR, *self.router_args], ports=ports)
+        return self.router
 
     def wait_ready(self):
         for service in [*self.decode, *self.prefill, self.router]:

@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Drills on what lies between: bytes corrupted, connections cut, links slow, workers of another plan or at an address
+that nobody reaches."""
+
+import shutil
+import tempfile
+import unittest
+
+import texts
+from cluster import MODEL_DIR, SETTLE_S, TIME_SCALE, wait_until
+from drills import FAULTS_LIBRARY, TCP, DrillTest, WireFaults
+
+FIELDS = {"max_tokens": 30, "profile": "bf16"}
+
+
+class WireDrills(DrillTest):
+    def setUp(self):
+        if not FAULTS_LIBRARY.is_file():
+            self.skipTest("ZEROC_WIRE_FAULTS_LIBRARY is not there: ctest sets it")
+        self.faults = WireFaults(self.enterContext(tempfile.TemporaryDirectory()))
+        self.start(decode_args=TCP, prefill_args=TCP, prefill_env=self.faults.env)
+        self.expected = self.reference(**FIELDS)
+
+    def test_a_corrupted_block_is_never_decoded(self):
+        for profile in ("bf16", "q4"):
+            with self.subTest(profile=profile):
+                fields = {**FIELDS, "profile": profile}
+                expected = self.reference(**fields)
+                before = self.decode.metric("zeroc_kv_checksum_failures_total")
+                self.faults.set(f"corrupt 1 {profile}")
+                answer = self.ask(**fields)
+                self.assert_ends(answer, 20, expected, statuses={502})
+                self.assertEqual(self.decode.metric("zeroc_kv_checksum_failures_total"), before + 1)
+                self.assert_settled()
+                self.assert_serves(expected, **fields)
+
+    def test_a_connection_cut_in_the_transfer(self):
+        self.faults.set("cut 1")
+        self.assert_ends(self.ask(**FIELDS), 20, self.expected)
+        self.faults.set("none")
+        self.assert_settled()
+        self.assert_serves(self.expected, **FIELDS)
+        self.assert_settled()
+
+    def test_every_connection_cut_until_the_network_heals(self):
+        self.faults.set("cut 1000000")
+        for _ in range(3):
+            self.assert_ends(self.ask(**FIELDS), 20, self.expected)
+            self.assert_settled()
+        self.faults.set("none")
+        self.assert_serves(self.expected, **FIELDS)
+        self.assert_settled()
+
+    def test_a_slow_link_only_takes_longer(self):
+        self.faults.set("delay 10000")
+        answer = self.ask(**FIELDS)
+        self.assert_ends(answer, 30, self.expected, whole=True)
+        self.faults.set("none")
+        self.assert_settled()
+
+
+class StrangerDrills(DrillTest):
+    """Workers that do not fit in are kept out, say why, and disturb nobody."""
+
+    def start_with(self):
+        self.start()
+        self.expected = self.reference(**FIELDS)
+
+    def assert_kept_out(self, worker, because):
+        wait_until(lambda: because in worker.log() or because in self.router.log(), SETTLE_S, f"'{because}' is told")
+        for _ in range(3):
+            self.assert_serves(self.expected, **FIELDS)
+        self.assertEqual(self.router.metric("zeroc_workers", role="prefill"), 1)
+
+    def test_a_worker_with_another_plan(self):
+        self.start_with()
+        folder = self.enterContext(tempfile.TemporaryDirectory())
+        for path in MODEL_DIR.iterdir():
+            if path.name != "zeroc.plan":
+                shutil.copy(path, folder)
+        self.assert_kept_out(self.cluster.start_prefill("--model", folder), "plan")
+
+    def test_a_worker_that_cannot_be_reached(self):
+        self.start_with()
+        # Reserved for documentation: packets go nowhere, or are refused at once.
+        self.assert_kept_out(self.cluster.start_prefill("--advertise", "192.0.2.1"), "192.0.2.1")
+
+
+if __name__ == "__main__":
+    unittest.main()
