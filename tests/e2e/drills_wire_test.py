@@ -3,11 +3,11 @@
 that nobody reaches."""
 
 import shutil
+import socket
 import tempfile
 import unittest
 
-import texts
-from cluster import MODEL_DIR, SETTLE_S, TIME_SCALE, wait_until
+from cluster import MODEL_DIR, SETTLE_S, free_port, wait_until
 from drills import FAULTS_LIBRARY, TCP, DrillTest, WireFaults
 
 FIELDS = {"max_tokens": 30, "profile": "bf16"}
@@ -50,6 +50,30 @@ class WireDrills(DrillTest):
         self.faults.set("none")
         self.assert_serves(self.expected, **FIELDS)
         self.assert_settled()
+
+    def test_the_transfer_cannot_reach_decode(self):
+        """RPCs arrive, the second port does not: first nobody listens there, then somebody who says nothing."""
+        ports = free_port(), self.enterContext(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+        for port in ports:
+            self.prefill.kill()
+            self.faults.set(f"redirect {self.router.grpc_port} {port}")
+            self.prefill = self.cluster.start_prefill()
+            self.remember(self.prefill)
+            self.assert_ends(self.ask(**FIELDS), 20, self.expected)
+            self.assert_settled()
+            self.faults.set("none")
+            self.assert_recovers()
+            self.assert_settled()
+
+    def assert_recovers(self):
+        """Soon, but not always at once: an end-point of UCX that was given up while it connected may come to life when
+        the network does, and takes a new connection to the same peer with it when it is closed."""
+        for _ in range(3):
+            answer = self.ask(**FIELDS)
+            self.assert_ends(answer, 20, self.expected)
+            if answer.done:
+                return
+        self.fail("no request was served after the network had healed")
 
     def test_a_slow_link_only_takes_longer(self):
         self.faults.set("delay 10000")

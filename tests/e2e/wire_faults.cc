@@ -5,9 +5,12 @@
 //   delay MICROSECONDS   every one waits so long: a slow link
 //   corrupt N            in the next N one bit is turned over on its way; the sender's memory stays as it is
 //   cut N                the next N shut their connection down instead
+// or before every connection that is made over IPv4:
+//   redirect PORT TO     it leads to this machine's port TO instead, but for those to PORT: an address that is wrong
 // and anything else does nothing. "Next" counts from the last change of the file.
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -27,19 +30,26 @@ constexpr std::size_t kLargeBytes = 2048;
 
 enum class Fault { kNone, kCorrupt, kCut };
 
+constexpr std::size_t kTextBytes = 64;
+
+// What the file says.
+void ReadFaults(char (&text)[kTextBytes]) {
+  text[0] = '\0';
+  const char* path = std::getenv("ZEROC_WIRE_FAULTS");
+  const int fd = path != nullptr ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+  if (fd < 0) return;
+  const ssize_t n = read(fd, text, kTextBytes - 1);
+  text[n > 0 ? n : 0] = '\0';
+  close(fd);
+}
+
 // What is to happen to the next large send; waits for a delay.
 Fault NextFault() {
   static std::mutex mu;
-  static char last[64];
+  static char last[kTextBytes];
   static long n_left = 0;
-  const char* path = std::getenv("ZEROC_WIRE_FAULTS");
-  char text[64] = "";
-  const int fd = path != nullptr ? open(path, O_RDONLY | O_CLOEXEC) : -1;
-  if (fd >= 0) {
-    const ssize_t n = read(fd, text, sizeof text - 1);
-    text[n > 0 ? n : 0] = '\0';
-    close(fd);
-  }
+  char text[kTextBytes];
+  ReadFaults(text);
   long number = 0;
   if (std::sscanf(text, "delay %ld", &number) == 1) usleep(static_cast<useconds_t>(number));
   const std::lock_guard<std::mutex> hold(mu);
@@ -102,6 +112,22 @@ ssize_t sendmsg(int fd, const msghdr* message, int flags) {
   static auto* const real = Real<ssize_t(int, const msghdr*, int)>("sendmsg");
   const auto result = Interfere(fd, message->msg_iov, message->msg_iovlen, flags);
   return result.has_value() ? *result : real(fd, message, flags);
+}
+
+int connect(int fd, const sockaddr* address, socklen_t bytes) {
+  static auto* const real = Real<int(int, const sockaddr*, socklen_t)>("connect");
+  char text[kTextBytes];
+  ReadFaults(text);
+  unsigned except = 0, to = 0;
+  if (std::sscanf(text, "redirect %u %u", &except, &to) != 2 || address->sa_family != AF_INET) {
+    return real(fd, address, bytes);
+  }
+  sockaddr_in other;
+  std::memcpy(&other, address, sizeof other);
+  if (ntohs(other.sin_port) == except) return real(fd, address, bytes);
+  other.sin_port = htons(static_cast<std::uint16_t>(to));
+  other.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  return real(fd, reinterpret_cast<const sockaddr*>(&other), sizeof other);
 }
 
 }  // extern "C"
