@@ -13,6 +13,14 @@ bool IsRange(int begin, int end, int size) { return 0 <= begin && begin <= end &
 // cos and sin come together, or neither.
 bool IsRope(const RopeRows& rope) { return (rope.cos == nullptr) == (rope.sin == nullptr); }
 
+// Runs that cover the head, or none asked for.
+bool IsRotation(const KvSideLayout* side, int head_dim) {
+  if (side == nullptr) return true;
+  int width = 0;
+  for (int r = 0; r < side->n_runs; ++r) width += side->runs[r].width;
+  return width == head_dim;
+}
+
 // One run of 16 or 32 bits on both sides.
 bool IsExactLayout(const KvBlockLayout* layout) {
   if (layout == nullptr || layout->k.n_runs != 1 || layout->v.n_runs != 1) return false;
@@ -33,6 +41,16 @@ bool IsGood(const RmsNormArgs& a) {
          (a.n_rows == 0 || (a.x != nullptr && a.gain != nullptr && a.out != nullptr));
 }
 
+bool IsGood(const LayerNormArgs& a) {
+  return a.n_rows >= 0 && a.hidden >= 1 && a.eps >= 0.0f &&
+         (a.n_rows == 0 || (a.x != nullptr && a.gain != nullptr && a.bias != nullptr && a.out != nullptr));
+}
+
+bool IsGood(const HeadNormArgs& a) {
+  return a.n_rows >= 0 && a.n_heads >= 1 && a.head_dim >= 1 && a.stride >= a.n_heads * a.head_dim && a.eps >= 0.0f &&
+         (a.n_rows == 0 || (a.x != nullptr && a.gain != nullptr));
+}
+
 bool IsGood(const LinearArgs& a) {
   if (a.n_rows < 0 || a.k < 1 || a.n_out < 1 || a.y_stride < a.n_out) return false;
   if (a.out_begin < 0 || a.out_begin > a.out_end || a.out_end > a.n_out) return false;
@@ -44,10 +62,16 @@ bool IsGood(const SwiGluArgs& a) {
          (a.n_rows == 0 || (a.gate != nullptr && a.up != nullptr && a.out != nullptr));
 }
 
+bool IsGood(const ReluArgs& a) {
+  return a.n_rows >= 0 && a.width >= 1 && a.stride >= a.width &&
+         (a.n_rows == 0 || (a.x != nullptr && a.out != nullptr));
+}
+
 bool IsGood(const QueryPrepArgs& a) {
   if (a.n_tokens < 0 || !IsHeadDim(a.head_dim) || a.n_kv_heads < 1 || a.n_heads < a.n_kv_heads) return false;
   if (a.n_heads % a.n_kv_heads != 0 || a.q_stride < std::int64_t{a.n_heads} * a.head_dim) return false;
   if (!IsRange(a.kv_head_begin, a.kv_head_end, a.n_kv_heads) || !IsRope(a.rope)) return false;
+  if (!IsRotation(a.rotation, a.head_dim)) return false;
   return a.n_tokens == 0 || (a.q != nullptr && a.out != nullptr);
 }
 
@@ -55,6 +79,7 @@ bool IsGood(const KvWriteArgs& a) {
   if (!IsExactLayout(a.layout) || a.layout->n_tokens != kBlockTokens || a.n_tokens < 0 || a.first_pos < 0) return false;
   if (a.kv_stride < std::int64_t{a.layout->n_kv_heads} * a.layout->head_dim) return false;
   if (!IsRange(a.kv_head_begin, a.kv_head_end, a.layout->n_kv_heads) || !IsRope(a.rope)) return false;
+  if (!IsRotation(a.rotation, a.layout->head_dim)) return false;
   return a.n_tokens == 0 || (a.k != nullptr && a.v != nullptr && a.blocks != nullptr);
 }
 

@@ -8,8 +8,11 @@ namespace zeroc::kernels {
 
 bool IsGood(const EmbedArgs& args);
 bool IsGood(const RmsNormArgs& args);
+bool IsGood(const LayerNormArgs& args);
+bool IsGood(const HeadNormArgs& args);
 bool IsGood(const LinearArgs& args);
 bool IsGood(const SwiGluArgs& args);
+bool IsGood(const ReluArgs& args);
 bool IsGood(const QueryPrepArgs& args);
 bool IsGood(const KvWriteArgs& args);
 bool IsGood(const KvPackArgs& args);

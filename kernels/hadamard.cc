@@ -25,4 +25,11 @@ void HadamardRun(float* x, int width) {
   }
 }
 
+void HadamardRuns(float* x, const KvSideLayout* side) {
+  if (side == nullptr) return;
+  for (int r = 0; r < side->n_runs; ++r) {
+    if (IsQuantised(side->runs[r].bits)) HadamardRun(x + side->first_coord[r], side->runs[r].width);
+  }
+}
+
 }  // namespace zeroc::kernels

@@ -5,9 +5,14 @@
 // coarse quantisation at d log2 d additions (QuaRot, arXiv 2404.00456, uses the same matrix for the same reason).
 #pragma once
 
+#include "kernels/kv_block.h"
+
 namespace zeroc::kernels {
 
 // In place on x [width] f32, width a multiple of 16. Any thread.
 void HadamardRun(float* x, int width);
+
+// The quantised runs of one head's coordinates [head_dim]; null leaves them as they are.
+void HadamardRuns(float* x, const KvSideLayout* side);
 
 }  // namespace zeroc::kernels

@@ -22,12 +22,13 @@ using Bf16 = std::uint16_t;
 
 enum class KernelStatus : std::uint8_t { kOk = 0, kBadShape = 1, kUnsupported = 2 };
 
-// out[r, :] = table[ids[r], :] as f32. ids are in range (the tokenizer edge checked them).
+// out[r, :] (+)= table[ids[r], :] as f32. ids are in range (the tokenizer edge checked them; positions, the model).
 struct EmbedArgs {
-  const Bf16* table;        // [vocab, hidden]
+  const Bf16* table;        // [vocab, hidden], or [positions, hidden] of learned positions
   const std::int32_t* ids;  // [n_rows]
   std::int64_t n_rows, hidden;
-  float* out;  // [n_rows, hidden]
+  float* out;               // [n_rows, hidden]
+  bool accumulate = false;  // add to out instead of writing it
 };
 
 // out = x / sqrt(mean(x^2) + eps) * gain  (Zhang and Sennrich 2019).
@@ -37,6 +38,24 @@ struct RmsNormArgs {
   std::int64_t n_rows, hidden;
   float eps;
   void* out;  // act [n_rows, hidden]
+};
+
+// out = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * gain + bias  (Ba et al. 2016, arXiv 1607.06450).
+struct LayerNormArgs {
+  const float* x;     // [n_rows, hidden]
+  const Bf16* gain;   // [hidden]
+  const float* bias;  // [hidden]
+  std::int64_t n_rows, hidden;
+  float eps;
+  void* out;  // act [n_rows, hidden]
+};
+
+// RMS norm of every head by itself, in place and in f32: queries or keys of models with QK-norm, before RoPE.
+struct HeadNormArgs {
+  float* x;  // [n_rows, n_heads * head_dim] with stride
+  std::int64_t n_rows, stride, n_heads, head_dim;
+  const Bf16* gain;  // [head_dim], the same for every head
+  float eps;
 };
 
 // y[r, o] (+)= sum_k x[r, k] * w[o, k] (+ bias[o]) for o in [out_begin, out_end). w is read where it lies (row-major as
@@ -60,6 +79,13 @@ struct SwiGluArgs {
   void* out;  // act [n_rows, width]
 };
 
+// out = max(x, 0); NaN stays NaN.
+struct ReluArgs {
+  const float* x;  // [n_rows, width] with stride
+  std::int64_t n_rows, width, stride;
+  void* out;  // act [n_rows, width]
+};
+
 // Rotary position embedding, half-split convention: pairs (i, i + d/2) turn by pos * inv_freq[i].
 // Tables hold cos and sin for consecutive positions, starting at the position of row 0.
 struct RopeRows {
@@ -67,19 +93,21 @@ struct RopeRows {
   const float* sin;
 };
 
-// q' = scale * A_g^T rope(q): queries in the coordinates of the packed keys, grouped by the KV head that they read.
+// q' = scale * Hd A_g^T rope(q): queries in the coordinates of the packed keys, grouped by the KV head that they read.
+// Hd rotates the quantised runs of `rotation` (HadamardRun); models with RoPE have it inside A instead.
 struct QueryPrepArgs {
   const float* q;  // [n_tokens, n_heads * head_dim] with q_stride
   std::int64_t q_stride;
   std::int32_t n_tokens, n_heads, n_kv_heads, head_dim;
   std::int32_t kv_head_begin, kv_head_end;  // the part this call does
   RopeRows rope;
-  const float* q_map;  // A [n_kv_heads, head_dim, head_dim] row-major, or null for the identity
-  float scale;         // softmax scale, 1 / sqrt(head_dim)
-  float* out;          // [n_kv_heads, n_tokens, group, head_dim], group = n_heads / n_kv_heads
+  const float* q_map;                      // A [n_kv_heads, head_dim, head_dim] row-major, or null for the identity
+  float scale;                             // softmax scale, 1 / sqrt(head_dim)
+  float* out;                              // [n_kv_heads, n_tokens, group, head_dim], group = n_heads / n_kv_heads
+  const KvSideLayout* rotation = nullptr;  // null for none
 };
 
-// k' = B_g^T rope(k) and v into exact (16- or 32-bit) blocks. Tokens first_pos .. first_pos + n_tokens - 1 fall into
+// k' = Hd B_g^T rope(k) and v into exact (16- or 32-bit) blocks. Tokens first_pos .. first_pos + n_tokens - 1 fall into
 // blocks[0] (the block that holds first_pos), blocks[1], ...; rows of a block that are not written stay as they are.
 struct KvWriteArgs {
   const float* k;  // [n_tokens, n_kv_heads * head_dim] with kv_stride, before RoPE
@@ -91,6 +119,7 @@ struct KvWriteArgs {
   const float* k_map;           // B [n_kv_heads, head_dim, head_dim] row-major, or null
   const KvBlockLayout* layout;  // one run of 16 or 32 bits on both sides, n_tokens = 64
   std::uint8_t* const* blocks;
+  const KvSideLayout* rotation = nullptr;  // Hd, as for queries
 };
 
 // Quantises the heads of a full block of any layout (64 tokens, k' and v as they lie there; mostly an exact one) into
@@ -170,8 +199,11 @@ struct Ops {
   int act_bytes;         // 4 (f32) or 2 (bf16)
   KernelStatus (*embed)(const EmbedArgs&);
   KernelStatus (*rms_norm)(const RmsNormArgs&);
+  KernelStatus (*layer_norm)(const LayerNormArgs&);
+  KernelStatus (*head_norm)(const HeadNormArgs&);
   KernelStatus (*linear)(const LinearArgs&);
   KernelStatus (*swiglu)(const SwiGluArgs&);
+  KernelStatus (*relu)(const ReluArgs&);
   KernelStatus (*query_prep)(const QueryPrepArgs&);
   KernelStatus (*kv_write)(const KvWriteArgs&);
   KernelStatus (*kv_pack)(const KvPackArgs&);

@@ -3,6 +3,7 @@
 #include "kernels/checks.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/map_amx.h"
+#include "kernels/hadamard.h"
 #include "kernels/tile_codec.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -119,6 +120,7 @@ void PrepareQueries(const QueryPrepArgs& args) {
                 args.head_dim, turned + r * d);
       }
       map.Apply(turned, rows, out + row * d);
+      for (int r = 0; r < rows; ++r) HadamardRuns(out + (row + r) * d, args.rotation);
     }
   }
 }
@@ -227,6 +229,7 @@ void WriteKeysAndValues(const KvWriteArgs& args) {
                 layout.head_dim, turned + r * d);
       }
       map.Apply(turned, rows, keys);
+      for (int r = 0; r < rows; ++r) HadamardRuns(keys + r * d, args.rotation);
       std::uint8_t* head = args.blocks[pos / kBlockTokens - args.first_pos / kBlockTokens] + g * layout.head_bytes;
       const float* values = args.v + first * args.kv_stride + g * d;
       for (int r = 0, n = 0; r < rows; r += n) {

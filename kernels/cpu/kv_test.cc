@@ -148,6 +148,62 @@ TEST(CpuKvWrite, MatchesTheReferenceAndKeepsOtherRows) {
   });
 }
 
+// Models without RoPE fold their maps into the weights; what is left for the ops is the rotation inside the runs.
+TEST(CpuKvWrite, RotationIsTheMapThatItStandsFor) {
+  Ledger ledger("rotation");
+  ForEachTarget([&] {
+    for (const auto& runs : {std::vector<KvRun>{{8, 64}}, {{4, 48}, {0, 16}}, {{8, 16}, {2, 32}, {16, 16}}}) {
+      const int heads = 2, dim = 64, n = 70, group = 2;
+      const auto exact = MustLayout(heads, dim, 64, {{32, dim}}, {{32, dim}}, false);
+      const auto packed = MustLayout(heads, dim, 64, runs, {{8, dim}}, true);
+      std::vector<float> map(static_cast<std::size_t>(heads * dim * dim), 0.0f);  // Hd of every head
+      for (int row = 0; row < heads * dim; ++row) {
+        map[static_cast<std::size_t>(row * dim + row % dim)] = 1.0f;
+        HadamardRuns(map.data() + row * dim, &packed.k);
+      }
+      Random random(9);
+      Guarded<float> x(random.Normals(static_cast<std::size_t>(n * heads * group * dim)));
+      const std::int64_t stride = heads * group * dim;
+      const double bound = 2 * (dim + 4) * kEps32 * 12;  // MapBound, with the norm of the longest head
+      for (const Ops* ops : {&ReferenceOps(), &CpuOps()}) {
+        std::vector<float> mapped(x.size()), rotated(x.size());
+        QueryPrepArgs prep = {x.data(), stride, n,  heads * group, heads,  dim,
+                              0,        heads,  {}, map.data(),    0.125f, nullptr};
+        prep.out = mapped.data();
+        ASSERT_EQ(ReferenceOps().query_prep(prep), KernelStatus::kOk);
+        prep.out = rotated.data();
+        prep.q_map = nullptr;
+        prep.rotation = &packed.k;
+        ASSERT_EQ(ops->query_prep(prep), KernelStatus::kOk);
+        for (std::size_t i = 0; i < mapped.size(); ++i) ledger.Check(rotated[i], mapped[i], 0.125 * bound);
+
+        std::vector<std::uint8_t> want(static_cast<std::size_t>(2 * exact.block_bytes)), got(want.size());
+        std::vector<std::uint8_t*> want_blocks = {want.data(), want.data() + exact.block_bytes};
+        std::vector<std::uint8_t*> got_blocks = {got.data(), got.data() + exact.block_bytes};
+        KvWriteArgs write = {x.data(), x.data(), stride, 0, n, 0, heads, {}, map.data(), &exact, want_blocks.data()};
+        ASSERT_EQ(ReferenceOps().kv_write(write), KernelStatus::kOk);
+        write.k_map = nullptr;
+        write.rotation = &packed.k;
+        write.blocks = got_blocks.data();
+        ASSERT_EQ(ops->kv_write(write), KernelStatus::kOk);
+        std::vector<float> a(static_cast<std::size_t>(dim)), b(a.size());
+        for (int t = 0; t < n; ++t) {
+          for (int g = 0; g < heads; ++g) {
+            const std::int64_t at = t / 64 * exact.block_bytes + g * exact.head_bytes;
+            reference::DecodeKeyRow(exact, want.data() + at, t % 64, a.data());
+            reference::DecodeKeyRow(exact, got.data() + at, t % 64, b.data());
+            for (std::size_t i = 0; i < a.size(); ++i) ledger.Check(b[i], a[i], bound);
+          }
+        }
+        const KvSideLayout other = MustLayout(heads, 32, 64, {{8, 32}}, {{8, 32}}, true).k;
+        prep.rotation = write.rotation = &other;
+        EXPECT_EQ(ops->query_prep(prep), KernelStatus::kBadShape) << "runs of another width";
+        EXPECT_EQ(ops->kv_write(write), KernelStatus::kBadShape);
+      }
+    }
+  });
+}
+
 // An exact block of one head set from rows of floats.
 std::vector<std::uint8_t> ExactBlock(const KvBlockLayout& layout, const std::vector<float>& k,
                                      const std::vector<float>& v) {

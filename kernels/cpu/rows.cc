@@ -1,4 +1,4 @@
-// Embedding lookup, RMS norm, SwiGLU and the merge of attention parts.
+// Embedding lookup, norms, activations and the merge of attention parts.
 #include <cmath>
 
 #include "kernels/bf16.h"
@@ -21,29 +21,61 @@ void EmbedRows(const EmbedArgs& args) {
     const Bf16* row = args.table + args.ids[r] * args.hidden;
     float* out = args.out + r * args.hidden;
     std::size_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) hn::StoreU(LoadBf16(row + i), DF(), out + i);
-    for (; i < n; ++i) out[i] = Bf16ToFloat(row[i]);
+    if (args.accumulate) {
+      for (; i + kLanes <= n; i += kLanes) {
+        hn::StoreU(hn::Add(hn::LoadU(DF(), out + i), LoadBf16(row + i)), DF(), out + i);
+      }
+    } else {
+      for (; i + kLanes <= n; i += kLanes) hn::StoreU(LoadBf16(row + i), DF(), out + i);
+    }
+    for (; i < n; ++i) out[i] = args.accumulate ? out[i] + Bf16ToFloat(row[i]) : Bf16ToFloat(row[i]);
   }
 }
 
-void RmsNormRow(const float* x, const Bf16* gain, std::size_t n, float eps, Bf16* out) {
+HWY_INLINE float SumOf(const float* x, std::size_t n) {
   const DF df;
+  VF sum0 = hn::Zero(df), sum1 = sum0;
+  std::size_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    sum0 = hn::Add(sum0, hn::LoadU(df, x + i));
+    sum1 = hn::Add(sum1, hn::LoadU(df, x + i + kLanes));
+  }
+  float sum = Sum(hn::Add(sum0, sum1));
+  for (; i < n; ++i) sum += x[i];
+  return sum;
+}
+
+// sum (x - mean)^2.
+HWY_INLINE float SumOfSquares(const float* x, std::size_t n, float mean) {
+  const DF df;
+  const VF means = hn::Set(df, mean);
   // Four sums: the add's latency is four cycles.
   VF sum0 = hn::Zero(df), sum1 = sum0, sum2 = sum0, sum3 = sum0;
   std::size_t i = 0;
   for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
-    const VF x0 = hn::LoadU(df, x + i), x1 = hn::LoadU(df, x + i + kLanes);
-    const VF x2 = hn::LoadU(df, x + i + 2 * kLanes), x3 = hn::LoadU(df, x + i + 3 * kLanes);
+    const VF x0 = hn::Sub(hn::LoadU(df, x + i), means), x1 = hn::Sub(hn::LoadU(df, x + i + kLanes), means);
+    const VF x2 = hn::Sub(hn::LoadU(df, x + i + 2 * kLanes), means);
+    const VF x3 = hn::Sub(hn::LoadU(df, x + i + 3 * kLanes), means);
     sum0 = hn::MulAdd(x0, x0, sum0);
     sum1 = hn::MulAdd(x1, x1, sum1);
     sum2 = hn::MulAdd(x2, x2, sum2);
     sum3 = hn::MulAdd(x3, x3, sum3);
   }
   float sum = Sum(hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3)));
-  for (; i < n; ++i) sum += x[i] * x[i];
-  const float norm = 1.0f / sqrtf(sum / static_cast<float>(n) + eps);
+  for (; i < n; ++i) sum += (x[i] - mean) * (x[i] - mean);
+  return sum;
+}
+
+HWY_INLINE float RmsScale(const float* x, std::size_t n, float eps) {
+  return 1.0f / sqrtf(SumOfSquares(x, n, 0.0f) / static_cast<float>(n) + eps);
+}
+
+void RmsNormRow(const float* x, const Bf16* gain, std::size_t n, float eps, Bf16* out) {
+  const DF df;
+  const float norm = RmsScale(x, n, eps);
   const VF norms = hn::Set(df, norm);
-  for (i = 0; i + kLanes <= n; i += kLanes) {
+  std::size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
     StoreBf16(hn::Mul(hn::Mul(hn::LoadU(df, x + i), norms), LoadBf16(gain + i)), out + i);
   }
   for (; i < n; ++i) out[i] = FloatToBf16(x[i] * norm * Bf16ToFloat(gain[i]));
@@ -54,6 +86,43 @@ void RmsNormRows(const RmsNormArgs& args) {
   for (std::int64_t r = 0; r < args.n_rows; ++r) {
     RmsNormRow(args.x + r * args.hidden, args.gain, static_cast<std::size_t>(args.hidden), args.eps,
                out + r * args.hidden);
+  }
+}
+
+void LayerNormRow(const float* x, const Bf16* gain, const float* bias, std::size_t n, float eps, Bf16* out) {
+  const DF df;
+  const float mean = SumOf(x, n) / static_cast<float>(n);
+  const float norm = 1.0f / sqrtf(SumOfSquares(x, n, mean) / static_cast<float>(n) + eps);
+  const VF means = hn::Set(df, mean), norms = hn::Set(df, norm);
+  std::size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const VF centred = hn::Mul(hn::Sub(hn::LoadU(df, x + i), means), norms);
+    StoreBf16(hn::MulAdd(centred, LoadBf16(gain + i), hn::LoadU(df, bias + i)), out + i);
+  }
+  for (; i < n; ++i) out[i] = FloatToBf16((x[i] - mean) * norm * Bf16ToFloat(gain[i]) + bias[i]);
+}
+
+void LayerNormRows(const LayerNormArgs& args) {
+  auto* out = static_cast<Bf16*>(args.out);
+  for (std::int64_t r = 0; r < args.n_rows; ++r) {
+    LayerNormRow(args.x + r * args.hidden, args.gain, args.bias, static_cast<std::size_t>(args.hidden), args.eps,
+                 out + r * args.hidden);
+  }
+}
+
+void HeadNormRows(const HeadNormArgs& args) {
+  const DF df;
+  const auto n = static_cast<std::size_t>(args.head_dim);
+  for (std::int64_t r = 0; r < args.n_rows; ++r) {
+    for (std::int64_t h = 0; h < args.n_heads; ++h) {
+      float* x = args.x + r * args.stride + h * args.head_dim;
+      const float norm = RmsScale(x, n, args.eps);
+      std::size_t i = 0;
+      for (; i + kLanes <= n; i += kLanes) {
+        hn::StoreU(hn::Mul(hn::Mul(hn::LoadU(df, x + i), hn::Set(df, norm)), LoadBf16(args.gain + i)), df, x + i);
+      }
+      for (; i < n; ++i) x[i] = x[i] * norm * Bf16ToFloat(args.gain[i]);
+    }
   }
 }
 
@@ -79,6 +148,22 @@ void SwiGluRows(const SwiGluArgs& args) {
     for (; i < n; ++i) {
       out[i] = FloatToBf16(hn::GetLane(Silu(hn::Set(df, gate[i]))) * up[i]);
     }
+  }
+}
+
+void ReluRows(const ReluArgs& args) {
+  const DF df;
+  const auto n = static_cast<std::size_t>(args.width);
+  for (std::int64_t r = 0; r < args.n_rows; ++r) {
+    const float* x = args.x + r * args.stride;
+    Bf16* out = static_cast<Bf16*>(args.out) + r * args.width;
+    std::size_t i = 0;
+    // A comparison, since Max may drop a NaN.
+    for (; i + kLanes <= n; i += kLanes) {
+      const VF v = hn::LoadU(df, x + i);
+      StoreBf16(hn::IfThenElse(hn::Lt(v, hn::Zero(df)), hn::Zero(df), v), out + i);
+    }
+    for (; i < n; ++i) out[i] = FloatToBf16(x[i] < 0.0f ? 0.0f : x[i]);
   }
 }
 
@@ -122,7 +207,10 @@ namespace zeroc::kernels::cpu {
 
 HWY_EXPORT(EmbedRows);
 HWY_EXPORT(RmsNormRows);
+HWY_EXPORT(LayerNormRows);
+HWY_EXPORT(HeadNormRows);
 HWY_EXPORT(SwiGluRows);
+HWY_EXPORT(ReluRows);
 HWY_EXPORT(MergeRows);
 HWY_EXPORT(TargetName);
 
@@ -138,9 +226,27 @@ KernelStatus RmsNorm(const RmsNormArgs& args) {
   return KernelStatus::kOk;
 }
 
+KernelStatus LayerNorm(const LayerNormArgs& args) {
+  if (!IsGood(args)) return KernelStatus::kBadShape;
+  HWY_DYNAMIC_DISPATCH(LayerNormRows)(args);
+  return KernelStatus::kOk;
+}
+
+KernelStatus HeadNorm(const HeadNormArgs& args) {
+  if (!IsGood(args)) return KernelStatus::kBadShape;
+  HWY_DYNAMIC_DISPATCH(HeadNormRows)(args);
+  return KernelStatus::kOk;
+}
+
 KernelStatus SwiGlu(const SwiGluArgs& args) {
   if (!IsGood(args)) return KernelStatus::kBadShape;
   HWY_DYNAMIC_DISPATCH(SwiGluRows)(args);
+  return KernelStatus::kOk;
+}
+
+KernelStatus Relu(const ReluArgs& args) {
+  if (!IsGood(args)) return KernelStatus::kBadShape;
+  HWY_DYNAMIC_DISPATCH(ReluRows)(args);
   return KernelStatus::kOk;
 }
 

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels/checks.h"
+#include "kernels/hadamard.h"
 #include "kernels/reference/reference.h"
 #include "kernels/tile_codec.h"
 
@@ -34,8 +35,9 @@ KernelStatus QueryPrep(const QueryPrepArgs& args) {
       const float* cos = args.rope.cos == nullptr ? nullptr : args.rope.cos + t * (d / 2);
       const float* sin = args.rope.sin == nullptr ? nullptr : args.rope.sin + t * (d / 2);
       for (std::int64_t j = 0; j < group; ++j) {
-        RotateHead(args.q + t * args.q_stride + (g * group + j) * d, cos, sin, map, args.scale, args.head_dim,
-                   args.out + ((g * args.n_tokens + t) * group + j) * d);
+        float* out = args.out + ((g * args.n_tokens + t) * group + j) * d;
+        RotateHead(args.q + t * args.q_stride + (g * group + j) * d, cos, sin, map, args.scale, args.head_dim, out);
+        HadamardRuns(out, args.rotation);
       }
     }
   }
@@ -60,6 +62,7 @@ KernelStatus KvWrite(const KvWriteArgs& args) {
       const float* map = args.k_map == nullptr ? nullptr : args.k_map + g * d * d;
       const float* value = args.v + t * args.kv_stride + g * d;
       RotateHead(args.k + t * args.kv_stride + g * d, cos, sin, map, 1.0f, layout.head_dim, key);
+      HadamardRuns(key, args.rotation);
       for (int i = 0; i < layout.head_dim; ++i) {
         SetExact(head + KTileOffset(layout, 0, row, i), k_bits, row % kTileLanes, i % kTileDepth, key[i]);
         SetExact(head + VTileOffset(layout, 0, row, i), v_bits, i % kTileLanes, row % kTileDepth, value[i]);

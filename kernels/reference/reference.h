@@ -8,8 +8,11 @@ namespace zeroc::kernels::reference {
 
 KernelStatus Embed(const EmbedArgs& args);
 KernelStatus RmsNorm(const RmsNormArgs& args);
+KernelStatus LayerNorm(const LayerNormArgs& args);
+KernelStatus HeadNorm(const HeadNormArgs& args);
 KernelStatus Linear(const LinearArgs& args);
 KernelStatus SwiGlu(const SwiGluArgs& args);
+KernelStatus Relu(const ReluArgs& args);
 KernelStatus QueryPrep(const QueryPrepArgs& args);
 KernelStatus KvWrite(const KvWriteArgs& args);
 KernelStatus KvPack(const KvPackArgs& args);
