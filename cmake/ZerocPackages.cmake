@@ -12,6 +12,7 @@ set_target_properties(onednn::dnnl PROPERTIES IMPORTED_LOCATION ${ONEDNN_LIBRARY
                                               INTERFACE_INCLUDE_DIRECTORIES ${ONEDNN_INCLUDE_DIR})
 find_package(OpenMP REQUIRED COMPONENTS CXX)  # only to tell oneDNN's runtime to stay on the calling thread
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
 pkg_check_modules(XXHASH REQUIRED IMPORTED_TARGET libxxhash)
 find_package(Eigen3 REQUIRED CONFIG)
 find_package(nlohmann_json REQUIRED CONFIG)

@@ -126,11 +126,18 @@ Status AddedTokenMatcher::CutPass(const Trie& trie, std::string_view text, std::
 
 Result<std::vector<AddedTokenMatcher::Piece>> AddedTokenMatcher::Cut(std::string_view text, std::string_view shadow,
                                                                      bool parse_special) const {
-  std::vector<Piece> first;
-  ZEROC_RETURN_IF_ERROR(CutPass(plain_, text, shadow, parse_special, {0, text.size(), -1}, &first));
-  if (normalized_.token_of_node.size() == 1) return first;
   std::vector<Piece> out;
-  for (const Piece& piece : first) {
+  ZEROC_RETURN_IF_ERROR(CutPass(plain_, text, shadow, parse_special, {0, text.size(), -1}, &out));
+  return out;
+}
+
+Result<std::vector<AddedTokenMatcher::Piece>> AddedTokenMatcher::CutNormalized(std::vector<Piece> pieces,
+                                                                               std::string_view text,
+                                                                               std::string_view shadow,
+                                                                               bool parse_special) const {
+  if (normalized_.token_of_node.size() == 1) return pieces;
+  std::vector<Piece> out;
+  for (const Piece& piece : pieces) {
     if (piece.id >= 0) {
       out.push_back(piece);
     } else {

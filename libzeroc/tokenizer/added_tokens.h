@@ -35,10 +35,15 @@ class AddedTokenMatcher {
     std::size_t end;
     int id;  // -1: ordinary text
   };
-  // Cuts the text into tokens and the text between, in order. `shadow` is as for PreTokenizer::Session::Run. Without
-  // parse_special, special tokens are ordinary text. At each place the longest token wins; one that single_word or
-  // parse_special rejects still hides whatever begins inside it, as in Hugging Face tokenizers.
+  // Cuts the text into tokens and the text between, in order; tokens with `normalized` are left to CutNormalized.
+  // `shadow` is as for PreTokenizer::Session::Run. Without parse_special, special tokens are ordinary text. At each
+  // place the longest token wins; one that single_word or parse_special rejects still hides whatever begins inside it,
+  // as in Hugging Face tokenizers.
   Result<std::vector<Piece>> Cut(std::string_view text, std::string_view shadow, bool parse_special) const;
+
+  // The second pass: looks for the other tokens in the ordinary pieces, normalised by now if the tokenizer normalises.
+  Result<std::vector<Piece>> CutNormalized(std::vector<Piece> pieces, std::string_view text, std::string_view shadow,
+                                           bool parse_special) const;
 
  private:
   // One pass: a byte trie over token contents.

@@ -12,6 +12,7 @@
 
 #include "libzeroc/tokenizer/added_tokens.h"
 #include "libzeroc/tokenizer/bpe.h"
+#include "libzeroc/tokenizer/nfc.h"
 #include "libzeroc/tokenizer/pre_tokenizer.h"
 #include "libzeroc/tokenizer/tokenizer_json.h"
 #include "libzeroc/tokenizer/utf8.h"
@@ -26,6 +27,7 @@ struct internal::TokenizerTables {
   std::unordered_map<std::string_view, int> whole_words;  // into tokens; filled only when merges are ignored for them
   std::vector<int> prefix;
   std::vector<int> suffix;
+  bool nfc = false;
 };
 
 namespace {
@@ -99,8 +101,14 @@ class Encoder {
 
   Result<std::vector<int>> Run(bool parse_special) {
     std::string storage;
-    const std::string_view shadow = MakeShadow(text_, &storage);
-    ZEROC_ASSIGN_OR_RETURN(const auto pieces, tables_.added->Cut(text_, shadow, parse_special));
+    std::string_view shadow = MakeShadow(text_, &storage);
+    ZEROC_ASSIGN_OR_RETURN(auto pieces, tables_.added->Cut(text_, shadow, parse_special));
+    if (tables_.nfc) {
+      ZEROC_RETURN_IF_ERROR(Normalize(&pieces));
+      storage.clear();
+      shadow = MakeShadow(text_, &storage);
+    }
+    ZEROC_ASSIGN_OR_RETURN(pieces, tables_.added->CutNormalized(std::move(pieces), text_, shadow, parse_special));
     ids_.reserve(text_.size() / 4 + 8);
     const PreTokenizer::Sink sink = [this](std::string_view word) { return AddWord(word); };
     for (const AddedTokenMatcher::Piece& piece : pieces) {
@@ -116,6 +124,23 @@ class Encoder {
   }
 
  private:
+  // text_ becomes a text of our own, with every ordinary piece in form C.
+  Status Normalize(std::vector<AddedTokenMatcher::Piece>* pieces) {
+    normalized_.reserve(text_.size());
+    for (AddedTokenMatcher::Piece& piece : *pieces) {
+      const std::string_view raw = text_.substr(piece.begin, piece.end - piece.begin);
+      piece.begin = normalized_.size();
+      if (piece.id >= 0) {
+        normalized_ += raw;
+      } else {
+        ZEROC_RETURN_IF_ERROR(AppendNfc(raw, &normalized_));
+      }
+      piece.end = normalized_.size();
+    }
+    text_ = normalized_;
+    return OkStatus();
+  }
+
   Status AddWord(std::string_view word) {
     if (word.size() == 1) {
       ids_.push_back(tables_.bpe->ByteId(word[0]));
@@ -146,6 +171,7 @@ class Encoder {
 
   const TokenizerTables& tables_;
   std::string_view text_;
+  std::string normalized_;  // what text_ points into, if the tokenizer normalises
   PreTokenizer::Session session_;
   WordCache cache_;
   Bpe::Scratch scratch_;
@@ -172,6 +198,12 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::Parse(std::string_view json, std::
   Result<std::unique_ptr<PreTokenizer>> pre_tokenizer = PreTokenizer::Create(spec->steps);
   if (!pre_tokenizer.ok()) return pre_tokenizer.status().WithContext(std::string(name) + ": pre_tokenizer");
   tables->pre_tokenizer = *std::move(pre_tokenizer);
+  for (AddedToken& token : spec->added) {
+    if (!spec->nfc || !token.normalized) continue;
+    std::string content;
+    ZEROC_RETURN_IF_ERROR(AppendNfc(token.content, &content).WithContext(name));
+    token.content = std::move(content);
+  }
   ZEROC_ASSIGN_OR_RETURN(tables->added, AddedTokenMatcher::Create(std::move(spec->added)));
   if (spec->ignore_merges) {
     for (std::size_t id = 0; id < tables->tokens.size(); ++id) {
@@ -179,6 +211,7 @@ Result<std::unique_ptr<Tokenizer>> Tokenizer::Parse(std::string_view json, std::
       if (token.byte_level) tables->whole_words.emplace(token.bytes, static_cast<int>(id));
     }
   }
+  tables->nfc = spec->nfc;
   tables->prefix = std::move(spec->prefix);
   tables->suffix = std::move(spec->suffix);
   return std::unique_ptr<Tokenizer>(new Tokenizer(std::move(tables)));

@@ -45,9 +45,10 @@ class TokenizerGoldenTest : public ::testing::Test {
   }
   static void TearDownTestSuite() { tokenizers_.clear(); }
 
-  // Added tokens that take white space, and splits that drop text, cannot round-trip.
+  // Added tokens that take white space, splits that drop text, and text in form C cannot round-trip.
   static bool KeepsText(const std::string& name) {
-    return name != "added" && name != "prefix_space" && name != "split_prefix" && name != "split_removed";
+    return name != "added" && name != "prefix_space" && name != "split_prefix" && name != "split_removed" &&
+           name != "nfc";
   }
 
   static json golden_;

@@ -60,7 +60,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadPlace{"/model/type", "WordPiece", "model.type \"WordPiece\""},
         BadPlace{"/model/byte_fallback", true, "model.byte_fallback"}, BadPlace{"/model/dropout", 0.1, "model.dropout"},
         BadPlace{"/model/end_of_word_suffix", "</w>", "model.end_of_word_suffix"},
-        BadPlace{"/normalizer", {{"type", "NFC"}}, "normalizer.type \"NFC\""},
+        BadPlace{"/normalizer", {{"type", "NFKC"}}, "normalizer.type \"NFKC\" is not supported (NFC is"},
         BadPlace{
             "/normalizer", {{"type", "Sequence"}, {"normalizers", {{{"type", "Lowercase"}}}}}, "normalizers[0].type"},
         BadPlace{"/pre_tokenizer", nullptr, "does not end in ByteLevel"},

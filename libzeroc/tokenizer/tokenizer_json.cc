@@ -136,9 +136,16 @@ Status ParsePreTokenizer(const json& root, TokenizerSpec* spec) {
   return OkStatus();
 }
 
-Status CheckNormalizerAndDecoder(const json& root) {
+Status ParseNormalizer(const json& root, TokenizerSpec* spec) {
   ZEROC_ASSIGN_OR_RETURN(const std::vector<Component> normalizers, Components(root, "normalizer", "normalizers"));
-  if (!normalizers.empty()) return UnsupportedType(normalizers[0], "normalizer must be null");
+  for (const Component& normalizer : normalizers) {
+    if (normalizer.type != "NFC") return UnsupportedType(normalizer, "NFC is, and no normalizer");
+    spec->nfc = true;
+  }
+  return OkStatus();
+}
+
+Status CheckDecoder(const json& root) {
   ZEROC_ASSIGN_OR_RETURN(const std::vector<Component> decoders, Components(root, "decoder", "decoders"));
   if (decoders.size() != 1) return Unimplemented("decoder is not ByteLevel");
   if (decoders[0].type != "ByteLevel") return UnsupportedType(decoders[0], "ByteLevel is");
@@ -359,7 +366,8 @@ Result<TokenizerSpec> ParseTokenizerJson(std::string_view text) {
   // `truncation` and `padding` are left aside: they are settings of one caller, which transformers overrides too.
   TokenizerSpec spec;
   ZEROC_ASSIGN_OR_RETURN(const Vocab vocab, ParseModel(root, &spec));
-  ZEROC_RETURN_IF_ERROR(CheckNormalizerAndDecoder(root));
+  ZEROC_RETURN_IF_ERROR(ParseNormalizer(root, &spec));
+  ZEROC_RETURN_IF_ERROR(CheckDecoder(root));
   ZEROC_RETURN_IF_ERROR(ParsePreTokenizer(root, &spec));
   ZEROC_RETURN_IF_ERROR(ParseAddedTokens(root, vocab, &spec));
   ZEROC_RETURN_IF_ERROR(ParsePostProcessor(root, &spec));

@@ -28,6 +28,7 @@ struct TokenizerSpec {
   std::vector<BpeMerge> merges;
   bool ignore_merges = false;
   std::vector<AddedToken> added;
+  bool nfc = false;  // text is brought into Unicode form C first
   std::vector<PreTokenizerStep> steps;
   std::vector<int> prefix;  // ids that the post-processor puts before a single text
   std::vector<int> suffix;  // and behind it

@@ -45,7 +45,7 @@ void FuzzFile(std::string_view json) {
     ZEROC_CHECK(!tokenizer.status().message().empty());
     return;
   }
-  const auto ids = (*tokenizer)->EncodePrompt("abc aaaa <|bos|> x\n\n 123 \xff \xe2\x82\xac");
+  const auto ids = (*tokenizer)->EncodePrompt("abc aaaa <|bos|> x\n\n 123 e\xcc\x81 \xff \xe2\x82\xac");
   if (!ids.ok()) return;
   for (const int id : *ids) ZEROC_CHECK((*tokenizer)->HasId(id), id);
 }

@@ -14,7 +14,7 @@ import pathlib
 import random
 
 import tokenizers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEMO = "models/zeroc-demo/tokenizer.json"
@@ -53,6 +53,16 @@ EDGES = [
 ]
 
 
+# For the tokenizer that normalises: marks that compose, that must be reordered, that a special token keeps apart, that
+# never compose; Hangul; and what form C leaves alone.
+FORM_C = [
+    "e\u0301", "cafe\u0301 au lait", "a\u0323\u0302 a\u0302\u0323", "\u0958 \u0915\u093c", "\u212b \u2126 \u2000",
+    "\u1112\u1161\u11ab\u1100\u1173\u11af", "\uac00\u11a8", "<|bos|>\u0338x", ">\u0338", "\u0301 \u0301", "\n\u0301",
+    "\ufb01 \u00bd \u2460", "\U0001d15e", "\U00011131\U00011127", "e" + "\u0301" * 40, "NORM\u0301", "NORM\u0338 NORM",
+    "q\u0307\u0323", "xe\u0301MARK", "e\u0301TOK", "\u00e9TOK", "e\u0301\u0323TOK", "  e\u0301TOK",
+]
+
+
 def random_texts(count: int) -> list[str]:
     rng = random.Random(20240817)
     pools = ["abc xyz", "AZ'sd ", "019 ", "\n\r\t  ", ".,!?-_/", "éßÿ", "жЯ",
@@ -74,6 +84,8 @@ def train(added: list, **settings) -> dict:
     trainer = trainers.BpeTrainer(vocab_size=360, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
                                   special_tokens=["<|bos|>", "<|eos|>"], show_progress=False)
     tokenizer.train_from_iterator(SENTENCES * 3, trainer)
+    if "normalizer" in settings:
+        tokenizer.normalizer = settings["normalizer"]
     for token in added:
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
     if "post" in settings:
@@ -112,6 +124,9 @@ def make_tokenizers() -> dict:
     out["split_inverted"] = train([], pre=sequence(
         [pre_tokenizers.Split(tokenizers.Regex(r"\p{L}+|\d"), "merged_with_previous", invert=True), plain]))
     out["split_empty_matches"] = train([], pre=sequence([isolated(r"x*"), plain]))
+    out["nfc"] = train([token("NORM", normalized=True), token("MARK", normalized=False),
+                        token("e\u0301TOK", normalized=True)],
+                       pre=sequence([isolated(LLAMA3), plain]), normalizer=normalizers.NFC())
     # Both spellings of a merge occur in the field; the library writes the list form.
     out["gpt2"]["model"]["merges"] = [" ".join(merge) for merge in out["gpt2"]["model"]["merges"]]
     # Words that no sequence of merges reaches, so that ignore_merges shows.
@@ -147,7 +162,8 @@ def main() -> None:
     texts = SENTENCES + EDGES + random_texts(40)
     cases = cases_of(DEMO, Tokenizer.from_file(str(ROOT / DEMO)), texts)
     for name, spec in specs.items():
-        cases += cases_of(name, Tokenizer.from_str(json.dumps(spec)), texts + ["a qux qux SHOUTING 漢字 Camel"])
+        cases += cases_of(name, Tokenizer.from_str(json.dumps(spec)), texts + ["a qux qux SHOUTING 漢字 Camel"] +
+                          (FORM_C if name == "nfc" else []))
     round_trips = [base64.b64encode(b).decode() for b in invalid_utf8()]
     with args.out.open("w", encoding="utf-8") as file:
         # One case per line keeps the differences of a new version readable.
