@@ -7,7 +7,7 @@
 #include <string>
 
 #include "libzeroc/baselines/low_rank_caches.h"
-#include "libzeroc/checkpoint/tensor_values.h"
+#include "libzeroc/checkpoint/tensor_names.h"
 #include "libzeroc/compression/fold.h"
 
 namespace zeroc {
@@ -167,10 +167,7 @@ Result<PaperBases> SolvePaper(const Transformer& model, const CacheShape& shape,
   const int rank = Rank(dims, d);
   for (std::size_t layer = 0; layer < statistics.size(); ++layer) {
     const LayerStatistics& s = statistics[layer];
-    ZEROC_ASSIGN_OR_RETURN(
-        const TensorView w_o,
-        model.checkpoint().Tensor("model.layers." + std::to_string(layer) + ".self_attn.o_proj.weight",
-                                  {config.hidden_size, config.n_heads * config.head_dim}));
+    ZEROC_ASSIGN_OR_RETURN(const TensorView w_o, OutputWeight(model.checkpoint(), static_cast<int>(layer)));
     for (int g = 0; g < shape.n_kv_heads; ++g) {
       std::vector<double> qk(size);
       for (std::size_t i = 0; i < size; ++i) {

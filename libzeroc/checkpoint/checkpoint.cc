@@ -5,10 +5,12 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "libzeroc/checkpoint/file_io.h"
+#include "libzeroc/checkpoint/tensor_values.h"
 
 namespace zeroc {
 namespace {
@@ -65,6 +67,7 @@ void Update(XXH3_state_t* state, std::string_view text) {
   XXH3_128bits_update(state, text.data(), text.size());
 }
 
+// What the architecture's name implies (norms, positions, the other biases) needs no words of its own.
 std::string ConfigText(const ModelConfig& c) {
   std::string out = c.architecture;
   const auto add = [&out](auto value) { out += ' ' + std::to_string(value); };
@@ -72,9 +75,9 @@ std::string ConfigText(const ModelConfig& c) {
                                    c.intermediate_size, c.rope_scaling.original_max_positions}) {
     add(value);
   }
-  for (const bool value : {c.tie_embeddings, c.attention_bias, c.mlp_bias}) add(static_cast<int>(value));
+  for (const bool value : {c.tie_embeddings, c.qkv_bias, c.mlp_bias}) add(static_cast<int>(value));
   add(static_cast<int>(c.rope_scaling.kind));
-  for (const double value : {static_cast<double>(c.rms_norm_eps), c.rope_theta, c.rope_scaling.factor,
+  for (const double value : {static_cast<double>(c.norm_eps), c.rope_theta, c.rope_scaling.factor,
                              c.rope_scaling.low_freq_factor, c.rope_scaling.high_freq_factor}) {
     add(std::bit_cast<std::uint64_t>(value));  // exact, whatever the locale
   }
@@ -165,6 +168,25 @@ Result<TensorView> Checkpoint::Tensor(std::string_view name, std::initializer_li
     return InvalidArgument(dir_ + ": tensor " + Quoted(name) + " is not aligned to its elements: write the file anew");
   }
   return view;
+}
+
+Status Checkpoint::CheckFinite() const {
+  constexpr std::int64_t kPart = 1 << 14;  // values; stays in the first-level cache with its source
+  std::vector<float> part(kPart);
+  for (const auto& [name, view] : tensors_) {
+    if (!IsWeightType(view.dtype)) continue;
+    const auto n = static_cast<std::int64_t>(view.bytes / DTypeBytes(view.dtype));
+    for (std::int64_t first = 0; first < n; first += kPart) {
+      const std::int64_t count = std::min(kPart, n - first);
+      ReadFloats(view, first, count, part.data());
+      const auto end = part.begin() + count;
+      const auto bad = std::find_if(part.begin(), end, [](float x) { return !std::isfinite(x); });
+      if (bad == end) continue;
+      return DataLoss(dir_ + ": tensor " + Quoted(name) + " holds " + (std::isnan(*bad) ? "NaN" : "infinity") +
+                      " at value " + std::to_string(first + (bad - part.begin())) + " of " + std::to_string(n));
+    }
+  }
+  return OkStatus();
 }
 
 }  // namespace zeroc

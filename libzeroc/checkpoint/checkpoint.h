@@ -35,6 +35,9 @@ class Checkpoint {
 
   const TensorMap& tensors() const { return tensors_; }
 
+  // Reads every weight. kDataLoss naming the first tensor, in name order, that holds NaN or infinity, and where.
+  Status CheckFinite() const;
+
   // 32 hex digits: XXH3-128 over the config fields that enter the arithmetic and, for each tensor in name order, its
   // name, dtype, shape and a sample of its bytes: all of them up to 32 KiB, else 8 pieces of 4 KiB spread evenly from
   // the first byte to the last. Equal for sharded and unsharded copies of the same weights; a change outside the

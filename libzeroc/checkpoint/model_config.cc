@@ -111,36 +111,96 @@ Status ReadEosIds(const Fields& fields, std::vector<int>* out) {
   return OkStatus();
 }
 
-Status CheckArchitecture(const Fields& fields, ModelConfig* config) {
+// What a family's config.json leaves unsaid.
+struct Family {
+  const char* architecture;
+  void (*set_defaults)(ModelConfig*);
+};
+
+constexpr Family kFamilies[] = {
+    {"LlamaForCausalLM", [](ModelConfig*) {}},
+    {"MistralForCausalLM", [](ModelConfig*) {}},
+    {"Qwen2ForCausalLM", [](ModelConfig* config) { config->qkv_bias = true; }},
+    {"Qwen3ForCausalLM", [](ModelConfig* config) { config->qk_norm = true; }},
+    {"OPTForCausalLM",
+     [](ModelConfig* config) {
+       config->positions = PositionKind::kLearned;
+       config->norm = NormKind::kLayer;
+       config->mlp = MlpKind::kRelu;
+       config->norm_eps = 1e-5F;
+       config->tie_embeddings = true;
+       config->qkv_bias = config->o_bias = config->mlp_bias = true;
+     }},
+};
+
+Status ReadArchitecture(const Fields& fields, ModelConfig* config) {
   const json* const list = fields.Find("architectures");
   if (list == nullptr || !list->is_array() || list->size() != 1 || !list->front().is_string()) {
     return InvalidArgument("architectures is not a list of one name");
   }
   config->architecture = list->front().get<std::string>();
-  if (config->architecture != "LlamaForCausalLM" && config->architecture != "MistralForCausalLM") {
-    return Unimplemented("architectures " + Quoted(config->architecture) +
-                         " is not supported (LlamaForCausalLM and MistralForCausalLM are)");
+  std::string known;
+  for (const Family& family : kFamilies) {
+    if (config->architecture == family.architecture) {
+      family.set_defaults(config);
+      return fields.Read("model_type", &config->model_type);
+    }
+    known += (known.empty() ? "" : ", ") + std::string(family.architecture);
   }
-  return fields.Read("model_type", &config->model_type);
+  return Unimplemented("architectures " + Quoted(config->architecture) + " is not supported (" + known + " are)");
+}
+
+// A field that may only have one value, which is also what its absence means.
+template <typename T>
+Status RequireValue(const Fields& fields, const char* name, const T& only, const char* only_text) {
+  T value = only;
+  ZEROC_RETURN_IF_ERROR(fields.Read(name, &value));
+  if (value == only) return OkStatus();
+  std::string text;
+  if constexpr (std::is_same_v<T, std::string>) {
+    text = Quoted(value);
+  } else if constexpr (std::is_same_v<T, bool>) {
+    text = value ? "true" : "false";
+  } else {
+    text = std::to_string(value);
+  }
+  return Unimplemented(fields.Path(name) + " " + text + " is not supported (" + only_text + " is)");
+}
+
+// Every token attends to every earlier one, or the window is as long as the model's longest sequence.
+Status RefuseSlidingWindow(const Fields& fields, const ModelConfig& config) {
+  if (const json* const types = fields.Find("layer_types"); types != nullptr) {
+    if (!types->is_array()) return InvalidArgument(fields.Path("layer_types") + " is not a list");
+    for (const json& type : *types) {
+      if (type == "full_attention") continue;
+      const std::string name = type.is_string() ? Quoted(type.get<std::string>()) : type.type_name();
+      return Unimplemented("layer_types holds " + name + ": only full_attention is supported");
+    }
+  }
+  // Qwen's files name a window that a switch leaves unused.
+  bool used = config.architecture == "MistralForCausalLM";
+  ZEROC_RETURN_IF_ERROR(fields.Read("use_sliding_window", &used));
+  ZEROC_ASSIGN_OR_RETURN(const std::optional<std::int64_t> window, fields.Optional<std::int64_t>("sliding_window"));
+  if (!used || !window || *window >= config.max_positions) return OkStatus();
+  return Unimplemented("sliding_window " + std::to_string(*window) + " is below max_position_embeddings " +
+                       std::to_string(config.max_positions) + ": sliding-window attention is not supported");
 }
 
 // Features that would change the arithmetic behind our back.
 Status RefuseUnsupported(const Fields& fields, const ModelConfig& config) {
-  std::string act = "silu";
-  ZEROC_RETURN_IF_ERROR(fields.Read("hidden_act", &act));
-  if (act != "silu") return Unimplemented("hidden_act " + Quoted(act) + " is not supported (silu is)");
   if (fields.Find("quantization_config") != nullptr) {
     return Unimplemented("quantization_config is set: quantised checkpoints are not supported");
   }
-  double partial = 1.0;
-  ZEROC_RETURN_IF_ERROR(fields.Read("partial_rotary_factor", &partial));
-  if (partial != 1.0) return Unimplemented("partial_rotary_factor " + std::to_string(partial) + " is not supported");
-  ZEROC_ASSIGN_OR_RETURN(const std::optional<std::int64_t> window, fields.Optional<std::int64_t>("sliding_window"));
-  if (config.architecture == "MistralForCausalLM" && window && *window < config.max_positions) {
-    return Unimplemented("sliding_window " + std::to_string(*window) + " is below max_position_embeddings " +
-                         std::to_string(config.max_positions) + ": sliding-window attention is not supported");
+  if (config.has_rope()) {
+    ZEROC_RETURN_IF_ERROR(RequireValue<std::string>(fields, "hidden_act", "silu", "silu"));
+    ZEROC_RETURN_IF_ERROR(RequireValue(fields, "partial_rotary_factor", 1.0, "1"));
+    return RefuseSlidingWindow(fields, config);
   }
-  return OkStatus();
+  ZEROC_RETURN_IF_ERROR(RequireValue<std::string>(fields, "activation_function", "relu", "relu"));
+  ZEROC_RETURN_IF_ERROR(RequireValue(fields, "do_layer_norm_before", true, "true"));
+  ZEROC_RETURN_IF_ERROR(RequireValue(fields, "_remove_final_layer_norm", false, "false"));
+  ZEROC_RETURN_IF_ERROR(RequireValue(fields, "layer_norm_elementwise_affine", true, "true"));
+  return RequireValue(fields, "word_embed_proj_dim", config.hidden_size, "hidden_size");
 }
 
 Status ReadRopeScaling(const json& object, const std::string& prefix, RopeScaling* out) {
@@ -178,32 +238,53 @@ Status ReadRope(const Fields& fields, ModelConfig* config) {
   return OkStatus();
 }
 
+const char* WidthField(const ModelConfig& config) {
+  return config.architecture == "OPTForCausalLM" ? "ffn_dim" : "intermediate_size";
+}
+
+Status ReadHeads(const Fields& fields, ModelConfig* config) {
+  ZEROC_RETURN_IF_ERROR(fields.Require("num_attention_heads", &config->n_heads));
+  config->n_kv_heads = config->n_heads;
+  ZEROC_RETURN_IF_ERROR(fields.Read("num_key_value_heads", &config->n_kv_heads));
+  if (config->n_heads > 0 && config->hidden_size % config->n_heads == 0) {
+    config->head_dim = config->hidden_size / config->n_heads;
+  } else if (fields.Find("head_dim") == nullptr) {
+    return InvalidArgument("head_dim is missing and hidden_size " + std::to_string(config->hidden_size) +
+                           " is not divisible by num_attention_heads " + std::to_string(config->n_heads));
+  }
+  return fields.Read("head_dim", &config->head_dim);
+}
+
+Status ReadBiases(const Fields& fields, ModelConfig* config) {
+  if (config->architecture == "OPTForCausalLM") {
+    ZEROC_RETURN_IF_ERROR(fields.Read("enable_bias", &config->qkv_bias));
+    config->o_bias = config->mlp_bias = config->qkv_bias;
+    return OkStatus();
+  }
+  if (config->architecture == "Qwen2ForCausalLM") return OkStatus();  // has no such fields
+  ZEROC_RETURN_IF_ERROR(fields.Read("attention_bias", &config->qkv_bias));
+  config->o_bias = config->qkv_bias;
+  return fields.Read("mlp_bias", &config->mlp_bias);
+}
+
 Result<ModelConfig> ParseConfig(const json& object) {
   const Fields fields(object, "");
   ModelConfig config;
-  ZEROC_RETURN_IF_ERROR(CheckArchitecture(fields, &config));
+  ZEROC_RETURN_IF_ERROR(ReadArchitecture(fields, &config));
   ZEROC_RETURN_IF_ERROR(fields.Require("vocab_size", &config.vocab_size));
   ZEROC_RETURN_IF_ERROR(fields.Require("hidden_size", &config.hidden_size));
   ZEROC_RETURN_IF_ERROR(fields.Require("num_hidden_layers", &config.n_layers));
-  ZEROC_RETURN_IF_ERROR(fields.Require("num_attention_heads", &config.n_heads));
-  config.n_kv_heads = config.n_heads;
-  ZEROC_RETURN_IF_ERROR(fields.Read("num_key_value_heads", &config.n_kv_heads));
-  if (config.n_heads > 0 && config.hidden_size % config.n_heads == 0) {
-    config.head_dim = config.hidden_size / config.n_heads;
-  } else if (fields.Find("head_dim") == nullptr) {
-    return InvalidArgument("head_dim is missing and hidden_size " + std::to_string(config.hidden_size) +
-                           " is not divisible by num_attention_heads " + std::to_string(config.n_heads));
-  }
-  ZEROC_RETURN_IF_ERROR(fields.Read("head_dim", &config.head_dim));
-  ZEROC_RETURN_IF_ERROR(fields.Require("intermediate_size", &config.intermediate_size));
+  ZEROC_RETURN_IF_ERROR(ReadHeads(fields, &config));
+  ZEROC_RETURN_IF_ERROR(fields.Require(WidthField(config), &config.intermediate_size));
   ZEROC_RETURN_IF_ERROR(fields.Require("max_position_embeddings", &config.max_positions));
-  double eps = config.rms_norm_eps;
-  ZEROC_RETURN_IF_ERROR(fields.Read("rms_norm_eps", &eps));
-  config.rms_norm_eps = static_cast<float>(eps);
   ZEROC_RETURN_IF_ERROR(fields.Read("tie_word_embeddings", &config.tie_embeddings));
-  ZEROC_RETURN_IF_ERROR(fields.Read("attention_bias", &config.attention_bias));
-  ZEROC_RETURN_IF_ERROR(fields.Read("mlp_bias", &config.mlp_bias));
-  ZEROC_RETURN_IF_ERROR(ReadRope(fields, &config));
+  ZEROC_RETURN_IF_ERROR(ReadBiases(fields, &config));
+  if (config.has_rope()) {
+    double eps = config.norm_eps;
+    ZEROC_RETURN_IF_ERROR(fields.Read("rms_norm_eps", &eps));
+    config.norm_eps = static_cast<float>(eps);
+    ZEROC_RETURN_IF_ERROR(ReadRope(fields, &config));
+  }
   ZEROC_RETURN_IF_ERROR(RefuseUnsupported(fields, config));
   return config;
 }
@@ -249,10 +330,10 @@ Status ModelConfig::Validate() const {
   ZEROC_RETURN_IF_ERROR(CheckRange("num_hidden_layers", n_layers, 1, 1024));
   ZEROC_RETURN_IF_ERROR(CheckRange("num_attention_heads", n_heads, 1, 1024));
   ZEROC_RETURN_IF_ERROR(CheckRange("num_key_value_heads", n_kv_heads, 1, n_heads));
-  ZEROC_RETURN_IF_ERROR(CheckRange("head_dim", head_dim, 16, 512));
-  ZEROC_RETURN_IF_ERROR(CheckRange("intermediate_size", intermediate_size, 1, 1 << 20));
+  ZEROC_RETURN_IF_ERROR(CheckRange("head_dim", head_dim, 16, 256));  // what the kernels take
+  ZEROC_RETURN_IF_ERROR(CheckRange(WidthField(*this), intermediate_size, 1, 1 << 20));
   ZEROC_RETURN_IF_ERROR(CheckRange("max_position_embeddings", max_positions, 1, 1 << 27));
-  ZEROC_RETURN_IF_ERROR(CheckRealRange("rms_norm_eps", rms_norm_eps, 1e-12, 0.1));
+  ZEROC_RETURN_IF_ERROR(CheckRealRange("rms_norm_eps", norm_eps, 1e-12, 0.1));
   if (head_dim % 16 != 0) {
     return InvalidArgument("head_dim " + std::to_string(head_dim) + " is not a multiple of 16");
   }
@@ -260,7 +341,7 @@ Status ModelConfig::Validate() const {
     return InvalidArgument("num_attention_heads " + std::to_string(n_heads) +
                            " is not divisible by num_key_value_heads " + std::to_string(n_kv_heads));
   }
-  ZEROC_RETURN_IF_ERROR(ValidateRope(*this));
+  if (has_rope()) ZEROC_RETURN_IF_ERROR(ValidateRope(*this));
   ZEROC_RETURN_IF_ERROR(CheckRange("bos_token_id", bos_id, -1, vocab_size - 1));
   for (const int id : eos_ids) ZEROC_RETURN_IF_ERROR(CheckRange("eos_token_id", id, 0, vocab_size - 1));
   // A pad id just behind the vocabulary is common and harmless: nothing is padded here.

@@ -1,5 +1,5 @@
-// The shape and constants of a Llama-family model, read from a Hugging Face directory (config.json and, where present,
-// generation_config.json).
+// The shape, the kind and the constants of a model, read from a Hugging Face directory (config.json and, where present,
+// generation_config.json). Families: Llama, Mistral, Qwen2, Qwen3 and OPT.
 //
 // Plain values; share as const. Both files are untrusted: a wrong type or an impossible value is an error that names
 // file and field, and a feature that would change the arithmetic and is not supported is kUnimplemented.
@@ -24,6 +24,10 @@ struct RopeScaling {
   std::int64_t original_max_positions = 0;  // tokens
 };
 
+enum class PositionKind { kRope, kLearned };  // kLearned: a table of vectors, added to the embeddings
+enum class NormKind { kRms, kLayer };         // kLayer: mean and variance, with a bias
+enum class MlpKind { kSwiGlu, kRelu };
+
 struct ModelConfig {
   std::string architecture;  // "LlamaForCausalLM"
   std::string model_type;    // "llama"
@@ -35,15 +39,22 @@ struct ModelConfig {
   std::int64_t head_dim = 0;    // n_heads * head_dim need not be hidden_size
   std::int64_t intermediate_size = 0;
   std::int64_t max_positions = 0;  // tokens
-  float rms_norm_eps = 1e-6F;
+  PositionKind positions = PositionKind::kRope;
+  NormKind norm = NormKind::kRms;
+  MlpKind mlp = MlpKind::kSwiGlu;
+  float norm_eps = 1e-6F;
   bool tie_embeddings = false;  // the output matrix is the embedding matrix
-  bool attention_bias = false;  // biases on q, k, v and o
-  bool mlp_bias = false;
+  bool qkv_bias = false;        // biases on q, k and v
+  bool o_bias = false;          // on the attention output
+  bool mlp_bias = false;        // on every matrix of the MLP
+  bool qk_norm = false;         // RMS norm of every query and key head, before RoPE
   double rope_theta = 10000.0;
   RopeScaling rope_scaling;
   int bos_id = -1;  // -1: none stated
   int pad_id = -1;
   std::vector<int> eos_ids;  // any of them ends a completion; generation_config.json's first, no repeats
+
+  bool has_rope() const { return positions == PositionKind::kRope; }
 
   // kInvalidArgument naming the config.json field that is out of bounds.
   Status Validate() const;

@@ -70,6 +70,12 @@ MapF HeadMap(std::span<const float> maps, int kv_head, int dim) {
   return MapF(maps.data() + std::ptrdiff_t{kv_head} * dim * dim, dim, dim);
 }
 
+Status NotFinite(const char* name) {
+  return Status(StatusCode::kOutOfRange, "fold: " + std::string(name) +
+                                             ": a folded weight is not finite in bf16 (NaN or infinity in the weight "
+                                             "or its bias, or values beyond 3.4e38)");
+}
+
 void AppendFloats(const std::vector<double>& values, std::vector<float>& out) {
   for (const double value : values) out.push_back(static_cast<float>(value));
 }
@@ -114,44 +120,54 @@ Result<LayerMaps> SolveLayer(const MomentAccumulator& moments, int layer, const 
   return maps;
 }
 
+Result<FoldedHeads> FoldHeads(const char* name, const TensorView& w, const TensorView* bias, int n_heads,
+                              const ModelGeometry& geometry, std::span<const float> maps) {
+  const int dim = geometry.head_dim;
+  const std::int64_t hidden = geometry.hidden;
+  const std::int64_t width = std::int64_t{n_heads} * dim;
+  const auto n_map = static_cast<std::size_t>(geometry.n_kv_heads) * static_cast<std::size_t>(dim * dim);
+  ZEROC_CHECK(maps.size() == n_map && n_heads % geometry.n_kv_heads == 0, maps.size(), n_map, n_heads);
+  ZEROC_RETURN_IF_ERROR(CheckWeight(name, w, {width, hidden}));
+  if (bias != nullptr) ZEROC_RETURN_IF_ERROR(CheckWeight((std::string(name) + " bias").c_str(), *bias, {width}));
+
+  FoldedHeads out;
+  out.w.resize(static_cast<std::size_t>(width * hidden));
+  bool finite = true;
+  for (int head = 0; head < n_heads; ++head) {
+    const MapF map = HeadMap(maps, head / (n_heads / geometry.n_kv_heads), dim);
+    const std::int64_t row = std::int64_t{head} * dim;
+    const RowMajorF folded = map.transpose() * ReadPart(w, hidden, row, dim, 0, hidden);
+    finite = WritePart(folded, out.w.data() + row * hidden, hidden) && finite;
+    if (bias == nullptr) continue;
+    const RowMajorF rotated = map.transpose() * ReadPart(*bias, 1, row, dim, 0, 1);
+    finite = rotated.allFinite() && finite;
+    out.bias.insert(out.bias.end(), rotated.data(), rotated.data() + dim);
+  }
+  if (!finite) return NotFinite(name);
+  return out;
+}
+
 Result<FoldedValueOutput> FoldValueOutput(const TensorView& w_v, const TensorView& w_o, const TensorView* v_bias,
                                           const ModelGeometry& geometry, std::span<const float> m,
                                           std::span<const float> n) {
   const int dim = geometry.head_dim;
   const std::int64_t hidden = geometry.hidden;
-  const std::int64_t kv_width = std::int64_t{geometry.n_kv_heads} * dim;
   const std::int64_t q_width = std::int64_t{geometry.n_heads} * dim;
-  const auto map_values = static_cast<std::size_t>(kv_width * dim);
-  ZEROC_CHECK(m.size() == map_values && n.size() == map_values, m.size(), n.size(), map_values);
-  ZEROC_RETURN_IF_ERROR(CheckWeight("W_V", w_v, {kv_width, hidden}));
+  const auto n_map = static_cast<std::size_t>(geometry.n_kv_heads) * static_cast<std::size_t>(dim * dim);
+  ZEROC_CHECK(n.size() == n_map, n.size(), n_map);
   ZEROC_RETURN_IF_ERROR(CheckWeight("W_O", w_o, {hidden, q_width}));
-  if (v_bias != nullptr) ZEROC_RETURN_IF_ERROR(CheckWeight("V bias", *v_bias, {kv_width}));
+  ZEROC_ASSIGN_OR_RETURN(FoldedHeads values, FoldHeads("W_V", w_v, v_bias, geometry.n_kv_heads, geometry, m));
 
-  FoldedValueOutput out;
-  out.w_v.resize(static_cast<std::size_t>(kv_width * hidden));
+  FoldedValueOutput out{std::move(values.w), {}, std::move(values.bias)};
   out.w_o.resize(static_cast<std::size_t>(hidden * q_width));
   bool finite = true;
-  for (int g = 0; g < geometry.n_kv_heads; ++g) {
-    const MapF map = HeadMap(m, g, dim);
-    const std::int64_t row = std::int64_t{g} * dim;
-    const RowMajorF folded = map.transpose() * ReadPart(w_v, hidden, row, dim, 0, hidden);
-    finite = WritePart(folded, out.w_v.data() + row * hidden, hidden) && finite;
-    if (v_bias == nullptr) continue;
-    const RowMajorF bias = map.transpose() * ReadPart(*v_bias, 1, row, dim, 0, 1);
-    finite = bias.allFinite() && finite;
-    out.v_bias.insert(out.v_bias.end(), bias.data(), bias.data() + dim);
-  }
   const int group = geometry.n_heads / geometry.n_kv_heads;
   for (int head = 0; head < geometry.n_heads; ++head) {
     const std::int64_t col = std::int64_t{head} * dim;
     const RowMajorF folded = ReadPart(w_o, q_width, 0, hidden, col, dim) * HeadMap(n, head / group, dim);
     finite = WritePart(folded, out.w_o.data() + col, q_width) && finite;
   }
-  if (!finite) {
-    return Status(StatusCode::kOutOfRange,
-                  "value fold: a folded weight is not finite in bf16 (NaN or infinity in W_V, "
-                  "W_O or the V bias, or values beyond 3.4e38)");
-  }
+  if (!finite) return NotFinite("W_O");
   return out;
 }
 

@@ -1,4 +1,4 @@
-// The value and output maps of a layer, solved and folded into the weights.
+// The maps of a layer, solved and folded into the weights.
 //
 // v' = M^T v and o = sum over heads of (W_O,h N_g) v', with M N^T = I: exact at full width, no work at run time, for
 // every kind of position embedding. M and N are the balanced basis of H_g = sum over the group's heads of
@@ -35,6 +35,19 @@ Result<SecondMoment> OutputGram(const TensorView& w_o, const ModelGeometry& geom
 // Both bases of every KV head of one layer. Errors as SolveBalancedBasis, with layer and head named.
 Result<LayerMaps> SolveLayer(const MomentAccumulator& moments, int layer, const TensorView& w_o,
                              const BasisOptions& options = {});
+
+// Heads of a projection in the coordinates of their maps.
+struct FoldedHeads {
+  std::vector<std::uint16_t> w;  // bf16 [n_heads * head_dim, hidden]
+  std::vector<float> bias;       // [n_heads * head_dim], empty without a bias
+};
+
+// W' = map_g^T W and b' = map_g^T b for every head of a projection w [n_heads * head_dim, hidden], bf16, f16 or f32;
+// bias [n_heads * head_dim] or null. n_heads is geometry.n_heads or geometry.n_kv_heads; g is the KV head that a head
+// reads or writes; maps is one side of LayerMaps. Models without RoPE fold their query and key maps so. `name` stands
+// in errors, which are those of FoldValueOutput.
+Result<FoldedHeads> FoldHeads(const char* name, const TensorView& w, const TensorView* bias, int n_heads,
+                              const ModelGeometry& geometry, std::span<const float> maps);
 
 struct FoldedValueOutput {
   std::vector<std::uint16_t> w_v;  // bf16 [n_kv_heads * head_dim, hidden]

@@ -164,6 +164,45 @@ TEST_P(FoldTest, RoundsOnceAndKeepsTheLayersOutput) {
   }
 }
 
+// Queries of a group and their keys, with biases: every score is as before, up to the two roundings.
+TEST_P(FoldTest, FoldedQueriesAndKeysKeepTheScores) {
+  const Layer layer = MakeLayer(GetParam(), 11);
+  std::mt19937 rng(12);
+  const Weight w_q = MakeWeight(RandomMatrix(kQWidth, kHidden, rng), GetParam());
+  const Weight w_k = MakeWeight(RandomMatrix(kKvWidth, kHidden, rng), GetParam());
+  const Weight b_q = MakeWeight(RandomMatrix(kQWidth, 1, rng), GetParam());
+  const Weight b_k = MakeWeight(RandomMatrix(kKvWidth, 1, rng), GetParam());
+  TensorView q_bias = b_q.view, k_bias = b_k.view;
+  q_bias.shape = {kQWidth};
+  k_bias.shape = {kKvWidth};
+  const Result<LayerMaps> maps = SolveLayer(layer.moments, 0, layer.w_o.view);
+  ASSERT_TRUE(maps.ok()) << maps.status().ToString();
+  const Result<FoldedHeads> q = FoldHeads("W_Q", w_q.view, &q_bias, kGeometry.n_heads, kGeometry, maps->a);
+  const Result<FoldedHeads> k = FoldHeads("W_K", w_k.view, &k_bias, kGeometry.n_kv_heads, kGeometry, maps->b);
+  ASSERT_TRUE(q.ok() && k.ok()) << q.status().ToString() << k.status().ToString();
+  const auto project = [](const FoldedHeads& folded, int head, const MatrixXd& x) {
+    MatrixXd out(kDim, 1);
+    for (int r = 0; r < kDim; ++r) {
+      out(r, 0) = folded.bias[static_cast<std::size_t>(head * kDim + r)];
+      for (int c = 0; c < kHidden; ++c) {
+        out(r, 0) += Bf16ToFloat(folded.w[static_cast<std::size_t>((head * kDim + r) * kHidden + c)]) * x(c, 0);
+      }
+    }
+    return out;
+  };
+  const MatrixXd x = RandomMatrix(kHidden, 1, rng), y = RandomMatrix(kHidden, 1, rng);
+  for (int h = 0; h < kGeometry.n_heads; ++h) {
+    const int g = h / 3;
+    const MatrixXd exact_q = w_q.values.middleRows(h * kDim, kDim) * x + b_q.values.middleRows(h * kDim, kDim);
+    const MatrixXd exact_k = w_k.values.middleRows(g * kDim, kDim) * y + b_k.values.middleRows(g * kDim, kDim);
+    const MatrixXd got_q = project(*q, h, x), got_k = project(*k, g, y);
+    // 2^-9 of each weight, spread over independent terms, on both sides.
+    const double error = std::abs((got_q.transpose() * got_k)(0, 0) - (exact_q.transpose() * exact_k)(0, 0));
+    EXPECT_LT(error, 8e-3 * got_q.norm() * got_k.norm()) << "head " << h;
+    EXPECT_GT((got_q - exact_q).norm(), 0.01 * exact_q.norm()) << "the maps are not the identity";
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(DTypes, FoldTest, ::testing::Values(DType::kBf16, DType::kF16, DType::kF32));
 
 TEST(ValueFold, RefusesWrongTensors) {
@@ -188,6 +227,21 @@ TEST(ValueFold, RefusesWrongTensors) {
   MatrixXd values = RandomMatrix(kKvWidth, kHidden, rng);
   values(17, 3) = std::numeric_limits<double>::infinity();
   EXPECT_EQ(fold(MakeWeight(values, DType::kF32).view, layer.w_o.view), StatusCode::kOutOfRange);
+}
+
+TEST(SolveLayer, NamesTheHeadWhoseMomentsAreNotFinite) {
+  const Layer layer = MakeLayer(DType::kF32, 7);
+  MomentAccumulator moments = layer.moments;
+  const int skip = moments.skip_tokens();
+  std::vector<float> q(static_cast<std::size_t>(kQWidth), 1.0F), k(static_cast<std::size_t>(kKvWidth), 1.0F);
+  std::vector<float> v = k;
+  v[static_cast<std::size_t>(kDim)] = std::numeric_limits<float>::quiet_NaN();  // of KV head 1
+  moments.Add(0, skip, 1, {q.data(), kQWidth, 3 * kDim}, {k.data(), kKvWidth, kDim}, {v.data(), kKvWidth, kDim});
+  const Status status = SolveLayer(moments, 0, layer.w_o.view).status();
+  EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+  EXPECT_NE(status.message().find("layer 0, KV head 1: values: second moment C_k holds NaN or infinity"),
+            std::string::npos)
+      << status.ToString();
 }
 
 TEST(SolveLayer, NamesTheHeadThatFails) {

@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "libzeroc/checkpoint/tensor_names.h"
 #include "libzeroc/compression/canonical.h"
 #include "libzeroc/engine/calibration_log.h"
 #include "libzeroc/kv/owned_pool.h"
@@ -77,9 +78,7 @@ Status SolveMaps(const Checkpoint& checkpoint, const MomentAccumulator& moments,
                  PlanContents* contents, const CalibrationProgress& progress) {
   const ModelConfig& c = checkpoint.config();
   for (int layer = 0; layer < c.n_layers; ++layer) {
-    ZEROC_ASSIGN_OR_RETURN(const TensorView w_o,
-                           checkpoint.Tensor("model.layers." + std::to_string(layer) + ".self_attn.o_proj.weight",
-                                             {c.hidden_size, c.n_heads * c.head_dim}));
+    ZEROC_ASSIGN_OR_RETURN(const TensorView w_o, OutputWeight(checkpoint, layer));
     ZEROC_ASSIGN_OR_RETURN(LayerMaps maps, SolveLayer(moments, layer, w_o, options));
     contents->layers.push_back(std::move(maps));
     if (progress != nullptr && !progress("bases", static_cast<double>(layer + 1) / static_cast<double>(c.n_layers))) {
@@ -361,6 +360,7 @@ Status Calibrator::Measure() {
 
 Result<Plan> Calibrator::Run() {
   ZEROC_RETURN_IF_ERROR(CheckInputs());
+  ZEROC_RETURN_IF_ERROR(checkpoint_->CheckFinite());
   ZEROC_ASSIGN_OR_RETURN(log_,
                          CalibrationLog::Open(options_.partial_path,
                                               InputKey(*checkpoint_, ops_, texts_, heldout_, recall_cases_, options_)));

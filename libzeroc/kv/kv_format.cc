@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "libzeroc/checkpoint/model_config.h"
 #include "libzeroc/compression/plan.h"
 
 namespace zeroc {
@@ -75,7 +76,8 @@ Result<std::shared_ptr<const KvFormat>> KvFormat::FromPlan(const ModelConfig& co
     return NotFound("profile '" + profile_name + "' is not in plan " + plan.plan_id() + " (it has " + known + ")");
   }
   ZEROC_ASSIGN_OR_RETURN(std::shared_ptr<KvFormat> format, FromProfile(geometry, *profile, exact_bits));
-  if (format->packs) {
+  format->keys_folded = !config.has_rope();
+  if (format->packs && !format->keys_folded) {
     for (int layer = 0; layer < geometry.n_layers; ++layer) {
       KeyMaps maps = plan.KeyMapsOf(*profile, layer);
       format->q_map.push_back(std::move(maps.a));

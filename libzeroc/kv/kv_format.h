@@ -45,8 +45,17 @@ struct KvFormat {
   // Maps of the profile, its Hadamard rotation included; empty for the identity.
   std::vector<std::vector<float>> k_map;  // [n_layers][n_kv_heads, head_dim, head_dim], k' = B^T k
   std::vector<std::vector<float>> q_map;  // likewise, q' = A^T q
+  // Models without RoPE have A and B in their weights: no maps, and the rotation is all that is left at run time.
+  bool keys_folded = false;
 
   std::uint64_t layout_hash = 0;
+
+  // What kernels take for one layer; null where there is nothing to do.
+  const float* KeyMap(int layer) const { return MapOf(k_map, layer); }
+  const float* QueryMap(int layer) const { return MapOf(q_map, layer); }
+  const kernels::KvSideLayout* KeyRotation(int layer) const {
+    return keys_folded && packs ? &tiers.back().layouts[static_cast<std::size_t>(layer)].k : nullptr;
+  }
 
   // Segments that a query may see: sink, tiers, exact window.
   static constexpr int kMaxSegments = 2 + kMaxYoungTiers + 1;
@@ -68,6 +77,11 @@ struct KvFormat {
   // The sizes alone, for a profile without maps: what a pool, a lease and the tests need.
   static Result<std::shared_ptr<KvFormat>> FromProfile(const ModelGeometry& geometry, const Profile& profile,
                                                        int exact_bits);
+
+ private:
+  static const float* MapOf(const std::vector<std::vector<float>>& maps, int layer) {
+    return maps.empty() ? nullptr : maps[static_cast<std::size_t>(layer)].data();
+  }
 };
 
 }  // namespace zeroc

@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <numeric>
 #include <string>
 
 #include "kernels/bf16.h"
 #include "libzeroc/base/check.h"
-#include "libzeroc/checkpoint/rope.h"
 #include "libzeroc/model/attention_plan.h"
+#include "libzeroc/model/rope_tables.h"
 #include "libzeroc/model/transformer_weights.h"
 
 namespace zeroc {
@@ -46,11 +47,11 @@ struct Transformer::Impl {
   ThreadPool& threads;
   ModelConfig config;
   TransformerWeights weights;
-  std::vector<double> inv_freq;  // [head_dim / 2]
+  RopeTables rope;
   std::map<std::string, std::shared_ptr<const KvFormat>> formats;
 
   // Activations of one step, [rows, ...]; "act" is the ops' own dtype.
-  Buffer<float> x, qkv, q_prep, own_out, mlp, cos, sin;
+  Buffer<float> x, qkv, q_prep, own_out, mlp;
   Buffer<std::uint8_t> act, act_wide;
   Buffer<std::int32_t> ids;
   AttentionWorkspace attention;
@@ -71,8 +72,7 @@ struct Transformer::Impl {
   struct LinearJob {
     const void* x;
     std::int64_t k;
-    const Weight* w;
-    const std::vector<float>* bias;
+    const LinearWeights* w;
     std::int64_t n_out;
     float* y;
     std::int64_t y_stride;
@@ -86,7 +86,10 @@ struct Transformer::Impl {
   Status CheckBatch(std::span<const ForwardSequence> sequences) const;
   void FillRope(const Batch& batch);
   void Embed(const Batch& batch);
-  void RmsNorm(const float* rows, std::int64_t n_rows, const Weight& gain, void* out);
+  template <typename Fn>
+  void ForRows(std::int64_t n_rows, const Fn& run);
+  void Norm(const float* rows, std::int64_t n_rows, const NormWeights& norm, void* out);
+  void HeadNorm(float* rows, std::int64_t n_rows, std::int64_t n_heads, const Weight& gain);
   void Linear(std::int64_t n_rows, std::span<const LinearJob> jobs);
   void WriteKv(int layer, const Batch& batch);
   void PrepareQueries(int layer, const Batch& batch, const Batch& queries, const float* q, std::int64_t q_stride);
@@ -95,6 +98,7 @@ struct Transformer::Impl {
   void AttendItself(int layer, const Batch& batch, void* attended);
   Batch LogitRows(const Batch& batch) const;
   void KeepRows(const Batch& from, const Batch& to);
+  void Activate(const float* wide, std::int64_t n_rows, void* out);
   void Mlp(const LayerWeights& w, float* rows, std::int64_t n_rows);
   void Layer(int layer, const Batch& batch, const Batch& queries, ForwardObserver* observer);
 };
@@ -112,7 +116,7 @@ Result<std::unique_ptr<Transformer>> Transformer::Open(std::shared_ptr<const Che
   auto impl = std::make_unique<Impl>(ops, threads);
   impl->config = checkpoint->config();
   ZEROC_ASSIGN_OR_RETURN(impl->weights, TransformerWeights::Load(*checkpoint, plan.get()));
-  impl->inv_freq = RopeInverseFrequencies(impl->config);
+  impl->rope.Open(impl->config);
   impl->checkpoint = std::move(checkpoint);
   impl->plan = std::move(plan);
   return std::unique_ptr<Transformer>(new Transformer(std::move(impl)));
@@ -146,6 +150,12 @@ Status Transformer::Impl::CheckBatch(std::span<const ForwardSequence> sequences)
     ZEROC_CHECK(!sequence.tokens.empty() && sequence.n_logits >= 0 &&
                     static_cast<std::size_t>(sequence.n_logits) <= sequence.tokens.size(),
                 sequence.tokens.size(), sequence.n_logits);
+    const int n_held = attends_itself ? sequence.attention->n_tokens() : sequence.kv->n_tokens();
+    const std::int64_t n_positions = n_held + static_cast<std::int64_t>(sequence.tokens.size());
+    if (!config.has_rope() && n_positions > config.max_positions) {
+      return InvalidArgument("a sequence of " + std::to_string(n_positions) + " tokens: the model has " +
+                             std::to_string(config.max_positions) + " learned positions");
+    }
     for (const std::int32_t id : sequence.tokens) {
       if (id < 0 || id >= config.vocab_size) {
         return InvalidArgument("token id " + std::to_string(id) + " is not in [0, " +
@@ -157,19 +167,9 @@ Status Transformer::Impl::CheckBatch(std::span<const ForwardSequence> sequences)
 }
 
 void Transformer::Impl::FillRope(const Batch& batch) {
-  const std::size_t half = inv_freq.size();
-  float* c = cos.Get(static_cast<std::size_t>(batch.n_rows()) * half);
-  float* s = sin.Get(static_cast<std::size_t>(batch.n_rows()) * half);
+  rope.Resize(batch.n_rows());
   threads.ParallelFor(batch.sequences.size(), [&](std::size_t seq, int) {
-    const int first_pos = batch.n_tokens(seq);
-    for (std::int64_t row = batch.row_begin[seq]; row < batch.row_begin[seq + 1]; ++row) {
-      const double pos = static_cast<double>(first_pos + (row - batch.row_begin[seq]));
-      for (std::size_t i = 0; i < half; ++i) {
-        const double angle = pos * inv_freq[i];
-        c[static_cast<std::size_t>(row) * half + i] = static_cast<float>(std::cos(angle));
-        s[static_cast<std::size_t>(row) * half + i] = static_cast<float>(std::sin(angle));
-      }
-    }
+    rope.Fill(batch.row_begin[seq], batch.row_begin[seq + 1], batch.n_tokens(seq));
   });
 }
 
@@ -180,16 +180,44 @@ void Transformer::Impl::Embed(const Batch& batch) {
   }
   float* out = x.Get(static_cast<std::size_t>(batch.n_rows() * config.hidden_size));
   Run(ops.embed({weights.embedding.data, all, batch.n_rows(), config.hidden_size, out}), "embed");
+  if (config.has_rope()) return;
+  for (std::size_t seq = 0; seq < batch.sequences.size(); ++seq) {
+    const int first = TransformerWeights::kFirstPositionRow + batch.n_tokens(seq);
+    std::iota(all + batch.row_begin[seq], all + batch.row_begin[seq + 1], first);
+  }
+  Run(ops.embed({weights.positions.data, all, batch.n_rows(), config.hidden_size, out, /*accumulate=*/true}), "embed");
 }
 
-void Transformer::Impl::RmsNorm(const float* rows, std::int64_t n_rows, const Weight& gain, void* out) {
+// run(begin, n) for pieces of the rows, spread over the threads.
+template <typename Fn>
+void Transformer::Impl::ForRows(std::int64_t n_rows, const Fn& run) {
   const std::int64_t step = std::max<std::int64_t>(8, (n_rows + threads.size() - 1) / threads.size());
-  const std::int64_t hidden = config.hidden_size;
   threads.ParallelFor(static_cast<std::size_t>((n_rows + step - 1) / step), [&](std::size_t item, int) {
     const std::int64_t begin = static_cast<std::int64_t>(item) * step;
-    Run(ops.rms_norm({rows + begin * hidden, gain.data, std::min(step, n_rows - begin), hidden, config.rms_norm_eps,
-                      static_cast<std::uint8_t*>(out) + begin * hidden * ops.act_bytes}),
-        "rms_norm");
+    run(begin, std::min(step, n_rows - begin));
+  });
+}
+
+void Transformer::Impl::Norm(const float* rows, std::int64_t n_rows, const NormWeights& norm, void* out) {
+  const std::int64_t hidden = config.hidden_size;
+  ForRows(n_rows, [&](std::int64_t begin, std::int64_t n) {
+    const float* from = rows + begin * hidden;
+    void* to = static_cast<std::uint8_t*>(out) + begin * hidden * ops.act_bytes;
+    if (config.norm == NormKind::kLayer) {
+      Run(ops.layer_norm({from, norm.gain.data, norm.bias.data(), n, hidden, config.norm_eps, to}), "layer_norm");
+    } else {
+      Run(ops.rms_norm({from, norm.gain.data, n, hidden, config.norm_eps, to}), "rms_norm");
+    }
+  });
+}
+
+// QK-norm of n_heads heads at the front of every row of qkv. Nothing in models without it.
+void Transformer::Impl::HeadNorm(float* rows, std::int64_t n_rows, std::int64_t n_heads, const Weight& gain) {
+  if (!config.qk_norm) return;
+  ForRows(n_rows, [&](std::int64_t begin, std::int64_t n) {
+    Run(ops.head_norm(
+            {rows + begin * qkv_width(), n, qkv_width(), n_heads, config.head_dim, gain.data, config.norm_eps}),
+        "head_norm");
   });
 }
 
@@ -212,8 +240,8 @@ void Transformer::Impl::Linear(std::int64_t n_rows, std::span<const LinearJob> j
   threads.ParallelFor(pieces.size(), [&](std::size_t item, int) {
     const Piece& piece = pieces[item];
     const LinearJob& job = jobs[piece.job];
-    const float* bias = job.bias == nullptr || job.bias->empty() ? nullptr : job.bias->data();
-    Run(ops.linear({job.x, n_rows, job.k, job.w->data, bias, job.n_out, piece.begin, piece.end, job.y, job.y_stride,
+    const float* bias = job.w->b.empty() ? nullptr : job.w->b.data();
+    Run(ops.linear({job.x, n_rows, job.k, job.w->w.data, bias, job.n_out, piece.begin, piece.end, job.y, job.y_stride,
                     job.accumulate}),
         "linear");
   });
@@ -241,7 +269,6 @@ void Transformer::Impl::WriteKv(int layer, const Batch& batch) {
       for (int head = 0; head < config.n_kv_heads; ++head) items.push_back({seq, head, block});
     }
   }
-  const std::size_t half = inv_freq.size();
   threads.ParallelFor(items.size(), [&](std::size_t item, int) {
     const auto [seq, head, block] = items[item];
     SequenceKv& kv = *batch.sequences[seq].kv;
@@ -253,18 +280,9 @@ void Transformer::Impl::WriteKv(int layer, const Batch& batch) {
     if (begin < end) {
       const std::int64_t row = batch.row_begin[seq] + (begin - first_pos);
       const float* k = qkv.data() + row * qkv_width() + q_width();
-      Run(ops.kv_write(
-              {k,
-               k + kv_width(),
-               qkv_width(),
-               begin,
-               end - begin,
-               head,
-               head + 1,
-               {cos.data() + static_cast<std::size_t>(row) * half, sin.data() + static_cast<std::size_t>(row) * half},
-               format.packs ? format.k_map[static_cast<std::size_t>(layer)].data() : nullptr,
-               &format.exact,
-               kv.WriteBlocks(layer) + (block - first_pos / kBlockTokens)}),
+      Run(ops.kv_write({k, k + kv_width(), qkv_width(), begin, end - begin, head, head + 1, rope.At(row),
+                        format.KeyMap(layer), &format.exact, kv.WriteBlocks(layer) + (block - first_pos / kBlockTokens),
+                        format.KeyRotation(layer)}),
           "kv_write");
     }
     // From the exact block into the youngest tier, and on, each from the one before.
@@ -286,7 +304,6 @@ void Transformer::Impl::WriteKv(int layer, const Batch& batch) {
 void Transformer::Impl::PrepareQueries(int layer, const Batch& batch, const Batch& queries, const float* q,
                                        std::int64_t q_stride) {
   const auto n_heads = static_cast<std::size_t>(config.n_kv_heads);
-  const std::size_t half = inv_freq.size();
   float* out = q_prep.Get(static_cast<std::size_t>(queries.n_rows() * q_width()));
   threads.ParallelFor(queries.sequences.size() * n_heads, [&](std::size_t item, int) {
     const std::size_t seq = item / n_heads;
@@ -294,28 +311,18 @@ void Transformer::Impl::PrepareQueries(int layer, const Batch& batch, const Batc
     const std::int64_t row = queries.row_begin[seq];
     const std::int64_t n = queries.row_begin[seq + 1] - row;
     if (n == 0) return;
-    const std::int64_t rope_row = batch.row_begin[seq + 1] - n;
     const KvFormat& format = queries.sequences[seq].kv->format();
-    Run(ops.query_prep({q + row * q_stride,
-                        q_stride,
-                        static_cast<std::int32_t>(n),
-                        static_cast<std::int32_t>(config.n_heads),
-                        static_cast<std::int32_t>(config.n_kv_heads),
-                        static_cast<std::int32_t>(config.head_dim),
-                        head,
-                        head + 1,
-                        {cos.data() + static_cast<std::size_t>(rope_row) * half,
-                         sin.data() + static_cast<std::size_t>(rope_row) * half},
-                        format.packs ? format.q_map[static_cast<std::size_t>(layer)].data() : nullptr,
-                        1.0f / std::sqrt(static_cast<float>(config.head_dim)),
-                        out + row * q_width()}),
+    Run(ops.query_prep(
+            {q + row * q_stride, q_stride, static_cast<std::int32_t>(n), static_cast<std::int32_t>(config.n_heads),
+             static_cast<std::int32_t>(config.n_kv_heads), static_cast<std::int32_t>(config.head_dim), head, head + 1,
+             rope.At(batch.row_begin[seq + 1] - n), format.QueryMap(layer),
+             1.0f / std::sqrt(static_cast<float>(config.head_dim)), out + row * q_width(), format.KeyRotation(layer)}),
         "query_prep");
   });
 }
 
-// The same RoPE as the engine's, without map and scale, for calibration.
+// The same RoPE as the engine's, without rotation and scale, for calibration.
 void Transformer::Impl::ShowProjections(int layer, const Batch& batch, ForwardObserver& observer) {
-  const std::size_t half = inv_freq.size();
   const auto d = static_cast<std::int32_t>(config.head_dim);
   const auto n_heads = static_cast<std::int32_t>(config.n_heads);
   const auto n_kv_heads = static_cast<std::int32_t>(config.n_kv_heads);
@@ -324,14 +331,14 @@ void Transformer::Impl::ShowProjections(int layer, const Batch& batch, ForwardOb
     const std::int64_t row = batch.row_begin[seq];
     const auto n = static_cast<std::int32_t>(batch.row_begin[seq + 1] - row);
     const float* q = qkv.data() + row * qkv_width();
-    const kernels::RopeRows rope{cos.data() + static_cast<std::size_t>(row) * half,
-                                 sin.data() + static_cast<std::size_t>(row) * half};
+    const kernels::RopeRows rope_rows = rope.At(row);
     std::vector<float> q_rows(static_cast<std::size_t>(n * q_width()));
     std::vector<float> k_rows(static_cast<std::size_t>(n * kv_width()));
-    Run(ops.query_prep({q, qkv_width(), n, n_heads, n_kv_heads, d, 0, n_kv_heads, rope, nullptr, 1.0f, q_rows.data()}),
+    Run(ops.query_prep(
+            {q, qkv_width(), n, n_heads, n_kv_heads, d, 0, n_kv_heads, rope_rows, nullptr, 1.0f, q_rows.data()}),
         "query_prep");
-    Run(ops.query_prep({q + q_width(), qkv_width(), n, n_kv_heads, n_kv_heads, d, 0, n_kv_heads, rope, nullptr, 1.0f,
-                        k_rows.data()}),
+    Run(ops.query_prep({q + q_width(), qkv_width(), n, n_kv_heads, n_kv_heads, d, 0, n_kv_heads, rope_rows, nullptr,
+                        1.0f, k_rows.data()}),
         "query_prep");
     observer.OnProjections(layer, batch.n_tokens(seq), n, {q_rows.data(), group * d, n * group * d},
                            {k_rows.data(), d, std::int64_t{n} * d}, {q + q_width() + kv_width(), qkv_width(), d});
@@ -355,17 +362,15 @@ void Transformer::Impl::AttendCached(int layer, const Batch& queries, void* atte
 }
 
 void Transformer::Impl::AttendItself(int layer, const Batch& batch, void* attended) {
-  const std::size_t half = inv_freq.size();
   const auto n_out = static_cast<std::size_t>(batch.n_rows() * q_width());
   float* out = own_out.Get(n_out);
   for (std::size_t seq = 0; seq < batch.sequences.size(); ++seq) {
     const std::int64_t row = batch.row_begin[seq];
     const float* q = qkv.data() + row * qkv_width();
-    const kernels::RopeRows rope{cos.data() + static_cast<std::size_t>(row) * half,
-                                 sin.data() + static_cast<std::size_t>(row) * half};
+    const kernels::RopeRows rope_rows = rope.At(row);
     batch.sequences[seq].attention->Attend(layer,
                                            {q, q + q_width(), q + q_width() + kv_width(), qkv_width(),
-                                            static_cast<int>(batch.row_begin[seq + 1] - row), rope},
+                                            static_cast<int>(batch.row_begin[seq + 1] - row), rope_rows},
                                            threads, out + row * q_width());
   }
   if (ops.act_bytes == 4) {
@@ -394,24 +399,33 @@ void Transformer::Impl::KeepRows(const Batch& from, const Batch& to) {
   }
 }
 
+// wide: [n_rows, 2 * width] gate and up, or [n_rows, width] without a gate.
+void Transformer::Impl::Activate(const float* wide, std::int64_t n_rows, void* out) {
+  const std::int64_t width = config.intermediate_size;
+  ForRows(n_rows, [&](std::int64_t begin, std::int64_t n) {
+    void* to = static_cast<std::uint8_t*>(out) + begin * width * ops.act_bytes;
+    if (config.mlp == MlpKind::kRelu) {
+      Run(ops.relu({wide + begin * width, n, width, width, to}), "relu");
+    } else {
+      const float* gate = wide + begin * 2 * width;
+      Run(ops.swiglu({gate, gate + width, n, width, 2 * width, to}), "swiglu");
+    }
+  });
+}
+
 void Transformer::Impl::Mlp(const LayerWeights& w, float* rows, std::int64_t n_rows) {
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t width = config.intermediate_size;
-  RmsNorm(rows, n_rows, w.mlp_norm, act.data());
-  float* gate_up = mlp.Get(static_cast<std::size_t>(n_rows * 2 * width));
-  const LinearJob up_jobs[] = {{act.data(), hidden, &w.w_gate, nullptr, width, gate_up, 2 * width, false},
-                               {act.data(), hidden, &w.w_up, nullptr, width, gate_up + width, 2 * width, false}};
-  Linear(n_rows, up_jobs);
-  std::uint8_t* wide = act_wide.Get(static_cast<std::size_t>(n_rows * std::max(width, q_width()) * ops.act_bytes));
-  const std::int64_t step = std::max<std::int64_t>(8, (n_rows + threads.size() - 1) / threads.size());
-  threads.ParallelFor(static_cast<std::size_t>((n_rows + step - 1) / step), [&](std::size_t item, int) {
-    const std::int64_t begin = static_cast<std::int64_t>(item) * step;
-    const float* gate = gate_up + begin * 2 * width;
-    Run(ops.swiglu({gate, gate + width, std::min(step, n_rows - begin), width, 2 * width,
-                    wide + begin * width * ops.act_bytes}),
-        "swiglu");
-  });
-  const LinearJob down[] = {{wide, width, &w.w_down, nullptr, hidden, rows, hidden, true}};
+  const bool gated = config.mlp == MlpKind::kSwiGlu;
+  const std::int64_t stride = gated ? 2 * width : width;
+  Norm(rows, n_rows, w.mlp_norm, act.data());
+  float* wide = mlp.Get(static_cast<std::size_t>(n_rows * stride));
+  std::vector<LinearJob> jobs = {{act.data(), hidden, &w.up, width, wide + stride - width, stride, false}};
+  if (gated) jobs.push_back({act.data(), hidden, &w.gate, width, wide, stride, false});
+  Linear(n_rows, jobs);
+  std::uint8_t* activated = act_wide.Get(static_cast<std::size_t>(n_rows * std::max(width, q_width()) * ops.act_bytes));
+  Activate(wide, n_rows, activated);
+  const LinearJob down[] = {{activated, width, &w.down, hidden, rows, hidden, true}};
   Linear(n_rows, down);
 }
 
@@ -423,13 +437,15 @@ void Transformer::Impl::Layer(int layer, const Batch& batch, const Batch& querie
   const bool shorter = queries.n_rows() != n_rows;
 
   void* normed = act.Get(static_cast<std::size_t>(n_rows * hidden * ops.act_bytes));
-  RmsNorm(x.data(), n_rows, w.attention_norm, normed);
+  Norm(x.data(), n_rows, w.attention_norm, normed);
   float* q = qkv.Get(static_cast<std::size_t>(n_rows * stride));
   float* k = q + q_width();
-  std::vector<LinearJob> jobs = {{normed, hidden, &w.w_k, &w.b_k, kv_width(), k, stride, false},
-                                 {normed, hidden, &w.w_v, &w.b_v, kv_width(), k + kv_width(), stride, false}};
-  if (!shorter) jobs.push_back({normed, hidden, &w.w_q, &w.b_q, q_width(), q, stride, false});
+  std::vector<LinearJob> jobs = {{normed, hidden, &w.k, kv_width(), k, stride, false},
+                                 {normed, hidden, &w.v, kv_width(), k + kv_width(), stride, false}};
+  if (!shorter) jobs.push_back({normed, hidden, &w.q, q_width(), q, stride, false});
   Linear(n_rows, jobs);
+  HeadNorm(k, n_rows, config.n_kv_heads, w.k_norm);
+  if (!shorter) HeadNorm(q, n_rows, config.n_heads, w.q_norm);
   if (observer != nullptr && observer->WantsProjections()) ShowProjections(layer, batch, *observer);
   if (!batch.attends_itself()) WriteKv(layer, batch);
   if (observer != nullptr) observer->OnLayerWritten(layer);
@@ -437,8 +453,9 @@ void Transformer::Impl::Layer(int layer, const Batch& batch, const Batch& querie
   if (queries.n_rows() == 0) return;
   if (shorter) {
     KeepRows(batch, queries);
-    const LinearJob q_job[] = {{normed, hidden, &w.w_q, &w.b_q, q_width(), q, stride, false}};
+    const LinearJob q_job[] = {{normed, hidden, &w.q, q_width(), q, stride, false}};
     Linear(queries.n_rows(), q_job);
+    HeadNorm(q, queries.n_rows(), config.n_heads, w.q_norm);
   }
   std::uint8_t* attended = act_wide.Get(
       static_cast<std::size_t>(queries.n_rows() * std::max(config.intermediate_size, q_width()) * ops.act_bytes));
@@ -448,7 +465,7 @@ void Transformer::Impl::Layer(int layer, const Batch& batch, const Batch& querie
     PrepareQueries(layer, batch, queries, q, stride);
     AttendCached(layer, queries, attended);
   }
-  const LinearJob o_job[] = {{attended, q_width(), &w.w_o, &w.b_o, hidden, x.data(), hidden, true}};
+  const LinearJob o_job[] = {{attended, q_width(), &w.o, hidden, x.data(), hidden, true}};
   Linear(queries.n_rows(), o_job);
   Mlp(w, x.data(), queries.n_rows());
 }
@@ -481,9 +498,9 @@ Status Transformer::Forward(std::span<const ForwardSequence> sequences, float* l
   const std::int64_t n_logits = logit_rows.n_rows();
   if (n_logits == 0) return OkStatus();
   if (all_rows) m.KeepRows(batch, logit_rows);
-  m.RmsNorm(m.x.data(), n_logits, m.weights.final_norm, m.act.data());
-  const Impl::LinearJob head[] = {{m.act.data(), m.config.hidden_size, &m.weights.lm_head, nullptr, m.config.vocab_size,
-                                   logits, m.config.vocab_size, false}};
+  m.Norm(m.x.data(), n_logits, m.weights.final_norm, m.act.data());
+  const Impl::LinearJob head[] = {{m.act.data(), m.config.hidden_size, &m.weights.lm_head, m.config.vocab_size, logits,
+                                   m.config.vocab_size, false}};
   m.Linear(n_logits, head);
   return OkStatus();
 }

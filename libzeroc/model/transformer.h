@@ -1,4 +1,5 @@
-// The forward pass of Llama-family models over paged, partly packed KV caches: prefill chunks and decode steps alike.
+// The forward pass of a transformer, of any family that ModelConfig knows, over paged, partly packed KV caches: prefill
+// chunks and decode steps alike.
 //
 // One call takes any number of sequences, each with some new tokens and its own KvFormat, so a batch may mix profiles.
 // Weights are read where the checkpoint maps them; only the folded value and output weights of a plan are copies.
@@ -36,8 +37,9 @@ class ForwardObserver {
   // Layer `layer` of every sequence of the batch is written and, where due, packed: its blocks may travel.
   virtual void OnLayerWritten(int /*layer*/) {}
 
-  // Calibration: post-RoPE queries and keys and unmapped values of one sequence, float32. Off by default (it costs
-  // time).
+  // Calibration: queries and keys after QK-norm and RoPE, and values, of one sequence, float32, as the model's own
+  // weights give them; ask a model without a plan, since a plan's maps are folded into the weights. Off by default
+  // (it costs time).
   virtual bool WantsProjections() const { return false; }
   virtual void OnProjections(int /*layer*/, int /*first_pos*/, int /*n_tokens*/, const HeadRows& /*q*/,
                              const HeadRows& /*k*/, const HeadRows& /*v*/) {}
@@ -45,8 +47,9 @@ class ForwardObserver {
 
 class Transformer {
  public:
-  // With a plan, W_V and W_O are folded (exact up to one rounding) and every profile of the plan can be served; without
-  // one only KvFormat::Uncompressed. kInvalidArgument / kNotFound for missing or misshapen tensors, named.
+  // With a plan, W_V and W_O are folded (exact up to one rounding), without RoPE W_Q and W_K too, and every profile of
+  // the plan can be served; without one only KvFormat::Uncompressed. kInvalidArgument / kNotFound for missing or
+  // misshapen tensors, named.
   static Result<std::unique_ptr<Transformer>> Open(std::shared_ptr<const Checkpoint> checkpoint,
                                                    std::shared_ptr<const Plan> plan, const kernels::Ops& ops,
                                                    ThreadPool& threads);
@@ -61,7 +64,8 @@ class Transformer {
   Result<std::shared_ptr<const KvFormat>> Format(const std::string& profile);
 
   // Runs one step of every sequence (BeginStep .. EndStep are done here) and writes logits [sum of n_logits,
-  // vocab_size] in sequence order. Ids out of range are kInvalidArgument and nothing is changed.
+  // vocab_size] in sequence order. Ids out of range, and learned positions beyond max_positions, are kInvalidArgument
+  // and nothing is changed.
   Status Forward(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer = nullptr);
 
  private:

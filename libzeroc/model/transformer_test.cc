@@ -4,13 +4,15 @@
 
 #include <cmath>
 
-#include "libzeroc/compression/moments.h"
-#include "libzeroc/kv/owned_pool.h"
+#include "libzeroc/model/forward_testing.h"
 #include "libzeroc/model/tiny_model_testing.h"
 
 namespace zeroc {
 namespace {
 
+using testing::MakePlan;
+using testing::RmsDifference;
+using testing::RunChunks;
 using testing::TinyModel;
 using testing::TinyShape;
 
@@ -19,26 +21,6 @@ std::unique_ptr<Transformer> Open(const TinyModel& tiny, std::shared_ptr<const P
   auto model = Transformer::Open(tiny.Open(), std::move(plan), ops, threads);
   EXPECT_TRUE(model.ok()) << model.status().ToString();
   return std::move(model).value();
-}
-
-// Logits of every token, fed in steps of the given sizes (the last one repeats).
-std::vector<float> RunChunks(Transformer& model, const std::string& profile, const std::vector<std::int32_t>& ids,
-                             const std::vector<int>& chunks) {
-  const auto format = model.Format(profile).value();
-  const int n = static_cast<int>(ids.size());
-  const auto vocab = static_cast<std::size_t>(model.config().vocab_size);
-  const auto pool = OwnedPool::Create(*format, 1, n, n).value();
-  const auto kv = SequenceKv::Create(pool->pool(), format, n, n).value();
-  std::vector<float> logits(ids.size() * vocab);
-  std::size_t next_chunk = 0;
-  for (int begin = 0; begin < n;) {
-    const int size = std::min(chunks[std::min(next_chunk++, chunks.size() - 1)], n - begin);
-    const auto part = std::span(ids).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(size));
-    const ForwardSequence sequence{kv.get(), part, size};
-    EXPECT_TRUE(model.Forward({&sequence, 1}, logits.data() + static_cast<std::size_t>(begin) * vocab).ok());
-    begin += size;
-  }
-  return logits;
 }
 
 double WorstDifference(const std::vector<float>& got, const std::vector<std::vector<double>>& want) {
@@ -50,51 +32,6 @@ double WorstDifference(const std::vector<float>& got, const std::vector<std::vec
     }
   }
   return worst;
-}
-
-double RmsDifference(const std::vector<float>& a, const std::vector<float>& b) {
-  double sum = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) sum += (a[i] - b[i]) * (a[i] - b[i]);
-  return std::sqrt(sum / static_cast<double>(a.size()));
-}
-
-// Gathers moments over random tokens and solves the maps: a plan as calibration makes it, without measured costs.
-std::shared_ptr<const Plan> MakePlan(const TinyModel& tiny, Transformer& model) {
-  class Observer : public ForwardObserver {
-   public:
-    explicit Observer(const ModelGeometry& geometry) : moments(geometry) {}
-    bool WantsProjections() const override { return true; }
-    void OnProjections(int layer, int first_pos, int n_tokens, const HeadRows& q, const HeadRows& k,
-                       const HeadRows& v) override {
-      moments.Add(layer, first_pos, n_tokens, q, k, v);
-    }
-    MomentAccumulator moments;
-  };
-  const auto checkpoint = tiny.Open();
-  const ModelConfig& c = checkpoint->config();
-  PlanContents contents;
-  contents.geometry = GeometryOf(c);
-  contents.model_fingerprint = checkpoint->fingerprint();
-  contents.ladder = StandardLadder(contents.geometry);
-  Observer observer(contents.geometry);
-  const auto format = model.Format("none").value();
-  for (unsigned seed = 0; seed < 3; ++seed) {
-    const auto ids = tiny.RandomIds(300, 100 + seed);
-    const auto pool = OwnedPool::Create(*format, 1, 300, 300).value();
-    const auto kv = SequenceKv::Create(pool->pool(), format, 300, 300).value();
-    const ForwardSequence sequence{kv.get(), ids, 0};
-    EXPECT_TRUE(model.Forward({&sequence, 1}, nullptr, &observer).ok());
-  }
-  for (int l = 0; l < c.n_layers; ++l) {
-    const auto w_o = checkpoint->Tensor("model.layers." + std::to_string(l) + ".self_attn.o_proj.weight",
-                                        {c.hidden_size, c.n_heads * c.head_dim});
-    auto maps = SolveLayer(observer.moments, l, *w_o);
-    EXPECT_TRUE(maps.ok()) << maps.status().ToString();
-    contents.layers.push_back(std::move(maps).value());
-  }
-  auto plan = Plan::Create(std::move(contents));
-  EXPECT_TRUE(plan.ok()) << plan.status().ToString();
-  return std::make_shared<const Plan>(std::move(plan).value());
 }
 
 TEST(TransformerTest, MatchesThePlainForwardPass) {
@@ -131,7 +68,7 @@ TEST(TransformerTest, ResultsDoNotDependOnChunks) {
   const TinyModel tiny({});
   ThreadPool threads(2);
   const auto plain = Open(tiny, nullptr, kernels::ReferenceOps(), threads);
-  const auto plan = MakePlan(tiny, *plain);
+  const auto plan = MakePlan(*plain);
   const auto folded = Open(tiny, plan, kernels::ReferenceOps(), threads);
   const auto ids = tiny.RandomIds(420, 3);
   for (const std::string profile : {"bf16", "q8", "q4", "q3", "q2"}) {
@@ -151,7 +88,7 @@ TEST(TransformerTest, FoldedModelIsTheSameModel) {
     const TinyModel tiny(shape, 5);
     ThreadPool threads(2);
     const auto plain = Open(tiny, nullptr, kernels::ReferenceOps(), threads);
-    const auto folded = Open(tiny, MakePlan(tiny, *plain), kernels::ReferenceOps(), threads);
+    const auto folded = Open(tiny, MakePlan(*plain), kernels::ReferenceOps(), threads);
     const auto ids = tiny.RandomIds(200, 9);
     const auto want = RunChunks(*plain, "none", ids, {200});
     double scale = 0;
@@ -174,7 +111,7 @@ TEST(TransformerTest, BatchEqualsOneByOne) {
   const TinyModel tiny({});
   ThreadPool threads(3);
   const auto plain = Open(tiny, nullptr, kernels::ReferenceOps(), threads);
-  const auto model = Open(tiny, MakePlan(tiny, *plain), kernels::ReferenceOps(), threads);
+  const auto model = Open(tiny, MakePlan(*plain), kernels::ReferenceOps(), threads);
   const std::string profiles[] = {"bf16", "q4", "q2", "q4"};
   const int lengths[] = {1, 300, 257, 64};
   const auto vocab = static_cast<std::size_t>(model->config().vocab_size);
@@ -221,7 +158,7 @@ TEST(TransformerTest, PlanOfAnotherModelIsRefused) {
   const TinyModel tiny({}, 1), other({}, 2);
   ThreadPool threads(1);
   const auto model = Open(tiny, nullptr, kernels::ReferenceOps(), threads);
-  const auto plan = MakePlan(tiny, *model);
+  const auto plan = MakePlan(*model);
   const auto refused = Transformer::Open(other.Open(), plan, kernels::ReferenceOps(), threads);
   EXPECT_EQ(refused.status().code(), StatusCode::kFailedPrecondition);
 }

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "kernels/bf16.h"
+#include "libzeroc/checkpoint/tensor_names.h"
 #include "libzeroc/checkpoint/tensor_values.h"
 #include "libzeroc/compression/fold.h"
 
@@ -21,33 +22,6 @@ Result<std::vector<float>> ToFloats(const TensorView& tensor, const std::string&
   return out;
 }
 
-class Loader {
- public:
-  explicit Loader(const Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
-
-  Result<Weight> Load(const std::string& name, std::initializer_list<std::int64_t> shape) const {
-    ZEROC_ASSIGN_OR_RETURN(const TensorView tensor, checkpoint_.Tensor(name, shape));
-    Weight weight;
-    if (tensor.dtype == DType::kBf16) {
-      weight.data = reinterpret_cast<const Bf16*>(tensor.data);
-      return weight;
-    }
-    ZEROC_ASSIGN_OR_RETURN(const std::vector<float> values, ToFloats(tensor, name));
-    weight.owned.reserve(values.size());
-    for (const float value : values) weight.owned.push_back(kernels::FloatToBf16(value));
-    weight.data = weight.owned.data();
-    return weight;
-  }
-
-  Result<std::vector<float>> LoadBias(const std::string& name, std::int64_t n) const {
-    ZEROC_ASSIGN_OR_RETURN(const TensorView tensor, checkpoint_.Tensor(name, {n}));
-    return ToFloats(tensor, name);
-  }
-
- private:
-  const Checkpoint& checkpoint_;
-};
-
 Weight Own(std::vector<std::uint16_t> values) {
   Weight weight;
   weight.owned = std::move(values);
@@ -55,54 +29,116 @@ Weight Own(std::vector<std::uint16_t> values) {
   return weight;
 }
 
-// W_V and W_O in the plan's value coordinates.
-Status Fold(const Checkpoint& checkpoint, const Plan& plan, int layer_idx, const std::string& prefix,
-            LayerWeights* layer) {
-  const ModelConfig& c = checkpoint.config();
-  const std::int64_t q_width = c.n_heads * c.head_dim, kv_width = c.n_kv_heads * c.head_dim;
-  ZEROC_ASSIGN_OR_RETURN(const TensorView w_v, checkpoint.Tensor(prefix + "v_proj.weight", {kv_width, c.hidden_size}));
-  ZEROC_ASSIGN_OR_RETURN(const TensorView w_o, checkpoint.Tensor(prefix + "o_proj.weight", {c.hidden_size, q_width}));
-  TensorView v_bias;
-  if (c.attention_bias) {
-    ZEROC_ASSIGN_OR_RETURN(v_bias, checkpoint.Tensor(prefix + "v_proj.bias", {kv_width}));
+class Loader {
+ public:
+  explicit Loader(const Checkpoint& checkpoint) : checkpoint_(checkpoint), config_(checkpoint.config()) {}
+
+  // `name` without ".weight", as all names below.
+  Result<Weight> Load(const std::string& name, std::initializer_list<std::int64_t> shape) const {
+    ZEROC_ASSIGN_OR_RETURN(const TensorView tensor, checkpoint_.Tensor(name + ".weight", shape));
+    Weight weight;
+    if (tensor.dtype == DType::kBf16) {
+      weight.data = reinterpret_cast<const Bf16*>(tensor.data);
+      return weight;
+    }
+    ZEROC_ASSIGN_OR_RETURN(const std::vector<float> values, ToFloats(tensor, name + ".weight"));
+    std::vector<std::uint16_t> rounded;
+    rounded.reserve(values.size());
+    for (const float value : values) rounded.push_back(kernels::FloatToBf16(value));
+    return Own(std::move(rounded));
   }
-  const LayerMaps& maps = plan.layer(layer_idx);
-  ZEROC_ASSIGN_OR_RETURN(FoldedValueOutput folded, FoldValueOutput(w_v, w_o, c.attention_bias ? &v_bias : nullptr,
-                                                                   GeometryOf(c), maps.m, maps.n));
-  layer->w_v = Own(std::move(folded.w_v));
-  layer->w_o = Own(std::move(folded.w_o));
-  layer->b_v = std::move(folded.v_bias);
+
+  Result<LinearWeights> LoadLinear(const std::string& name, std::int64_t n_out, std::int64_t n_in, bool bias) const {
+    LinearWeights out;
+    ZEROC_ASSIGN_OR_RETURN(out.w, Load(name, {n_out, n_in}));
+    if (bias) {
+      ZEROC_ASSIGN_OR_RETURN(out.b, LoadBias(name, n_out));
+    }
+    return out;
+  }
+
+  Result<NormWeights> LoadNorm(const std::string& name) const {
+    NormWeights out;
+    ZEROC_ASSIGN_OR_RETURN(out.gain, Load(name, {config_.hidden_size}));
+    if (config_.norm == NormKind::kLayer) {
+      ZEROC_ASSIGN_OR_RETURN(out.bias, LoadBias(name, config_.hidden_size));
+    }
+    return out;
+  }
+
+  Result<LayerWeights> LoadLayer(const Plan* plan, int layer_idx) const;
+
+ private:
+  Result<std::vector<float>> LoadBias(const std::string& name, std::int64_t n) const {
+    ZEROC_ASSIGN_OR_RETURN(const TensorView tensor, checkpoint_.Tensor(name + ".bias", {n}));
+    return ToFloats(tensor, name + ".bias");
+  }
+
+  Result<LinearWeights> FoldedHeadsOf(const std::string& name, int n_heads, std::span<const float> maps) const;
+  Status FoldValues(const LayerTensorNames& names, const LayerMaps& maps, LayerWeights* layer) const;
+
+  std::int64_t q_width() const { return config_.n_heads * config_.head_dim; }
+  std::int64_t kv_width() const { return config_.n_kv_heads * config_.head_dim; }
+
+  const Checkpoint& checkpoint_;
+  const ModelConfig& config_;
+};
+
+// A projection in the coordinates of its heads' maps.
+Result<LinearWeights> Loader::FoldedHeadsOf(const std::string& name, int n_heads, std::span<const float> maps) const {
+  const std::int64_t width = n_heads * config_.head_dim;
+  ZEROC_ASSIGN_OR_RETURN(const TensorView w, checkpoint_.Tensor(name + ".weight", {width, config_.hidden_size}));
+  TensorView bias;
+  if (config_.qkv_bias) {
+    ZEROC_ASSIGN_OR_RETURN(bias, checkpoint_.Tensor(name + ".bias", {width}));
+  }
+  ZEROC_ASSIGN_OR_RETURN(FoldedHeads folded, FoldHeads(name.c_str(), w, config_.qkv_bias ? &bias : nullptr, n_heads,
+                                                       GeometryOf(config_), maps));
+  return LinearWeights{Own(std::move(folded.w)), std::move(folded.bias)};
+}
+
+// W_V and W_O in the plan's value coordinates. The output bias is added behind W_O and stays as it is.
+Status Loader::FoldValues(const LayerTensorNames& names, const LayerMaps& maps, LayerWeights* layer) const {
+  ZEROC_ASSIGN_OR_RETURN(const TensorView w_v,
+                         checkpoint_.Tensor(names.v + ".weight", {kv_width(), config_.hidden_size}));
+  ZEROC_ASSIGN_OR_RETURN(const TensorView w_o,
+                         checkpoint_.Tensor(names.o + ".weight", {config_.hidden_size, q_width()}));
+  TensorView bias;
+  if (config_.qkv_bias) {
+    ZEROC_ASSIGN_OR_RETURN(bias, checkpoint_.Tensor(names.v + ".bias", {kv_width()}));
+  }
+  ZEROC_ASSIGN_OR_RETURN(FoldedValueOutput folded, FoldValueOutput(w_v, w_o, config_.qkv_bias ? &bias : nullptr,
+                                                                   GeometryOf(config_), maps.m, maps.n));
+  layer->v = {Own(std::move(folded.w_v)), std::move(folded.v_bias)};
+  layer->o.w = Own(std::move(folded.w_o));
   return OkStatus();
 }
 
-Result<LayerWeights> LoadLayer(const Checkpoint& checkpoint, const Plan* plan, int layer_idx) {
-  const ModelConfig& c = checkpoint.config();
-  const Loader loader(checkpoint);
-  const std::int64_t q_width = c.n_heads * c.head_dim, kv_width = c.n_kv_heads * c.head_dim;
-  const std::string prefix = "model.layers." + std::to_string(layer_idx) + ".";
-  const std::string attention = prefix + "self_attn.", mlp = prefix + "mlp.";
+Result<LayerWeights> Loader::LoadLayer(const Plan* plan, int layer_idx) const {
+  const LayerTensorNames names = LayerTensorNamesOf(checkpoint_, layer_idx);
+  const ModelConfig& c = config_;
   LayerWeights w;
-  ZEROC_ASSIGN_OR_RETURN(w.attention_norm, loader.Load(prefix + "input_layernorm.weight", {c.hidden_size}));
-  ZEROC_ASSIGN_OR_RETURN(w.mlp_norm, loader.Load(prefix + "post_attention_layernorm.weight", {c.hidden_size}));
-  ZEROC_ASSIGN_OR_RETURN(w.w_q, loader.Load(attention + "q_proj.weight", {q_width, c.hidden_size}));
-  ZEROC_ASSIGN_OR_RETURN(w.w_k, loader.Load(attention + "k_proj.weight", {kv_width, c.hidden_size}));
-  ZEROC_ASSIGN_OR_RETURN(w.w_gate, loader.Load(mlp + "gate_proj.weight", {c.intermediate_size, c.hidden_size}));
-  ZEROC_ASSIGN_OR_RETURN(w.w_up, loader.Load(mlp + "up_proj.weight", {c.intermediate_size, c.hidden_size}));
-  ZEROC_ASSIGN_OR_RETURN(w.w_down, loader.Load(mlp + "down_proj.weight", {c.hidden_size, c.intermediate_size}));
-  if (c.attention_bias) {
-    ZEROC_ASSIGN_OR_RETURN(w.b_q, loader.LoadBias(attention + "q_proj.bias", q_width));
-    ZEROC_ASSIGN_OR_RETURN(w.b_k, loader.LoadBias(attention + "k_proj.bias", kv_width));
-    ZEROC_ASSIGN_OR_RETURN(w.b_o, loader.LoadBias(attention + "o_proj.bias", c.hidden_size));
+  ZEROC_ASSIGN_OR_RETURN(w.attention_norm, LoadNorm(names.attention_norm));
+  ZEROC_ASSIGN_OR_RETURN(w.mlp_norm, LoadNorm(names.mlp_norm));
+  ZEROC_ASSIGN_OR_RETURN(w.q, LoadLinear(names.q, q_width(), c.hidden_size, c.qkv_bias));
+  ZEROC_ASSIGN_OR_RETURN(w.k, LoadLinear(names.k, kv_width(), c.hidden_size, c.qkv_bias));
+  ZEROC_ASSIGN_OR_RETURN(w.v, LoadLinear(names.v, kv_width(), c.hidden_size, c.qkv_bias));
+  ZEROC_ASSIGN_OR_RETURN(w.o, LoadLinear(names.o, c.hidden_size, q_width(), c.o_bias));
+  if (c.qk_norm) {
+    ZEROC_ASSIGN_OR_RETURN(w.q_norm, Load(names.q_norm, {c.head_dim}));
+    ZEROC_ASSIGN_OR_RETURN(w.k_norm, Load(names.k_norm, {c.head_dim}));
   }
-  if (plan != nullptr) {
-    ZEROC_RETURN_IF_ERROR(Fold(checkpoint, *plan, layer_idx, attention, &w));
-    return w;
+  if (c.mlp == MlpKind::kSwiGlu) {
+    ZEROC_ASSIGN_OR_RETURN(w.gate, LoadLinear(names.gate, c.intermediate_size, c.hidden_size, c.mlp_bias));
   }
-  ZEROC_ASSIGN_OR_RETURN(w.w_v, loader.Load(attention + "v_proj.weight", {kv_width, c.hidden_size}));
-  ZEROC_ASSIGN_OR_RETURN(w.w_o, loader.Load(attention + "o_proj.weight", {c.hidden_size, q_width}));
-  if (c.attention_bias) {
-    ZEROC_ASSIGN_OR_RETURN(w.b_v, loader.LoadBias(attention + "v_proj.bias", kv_width));
-  }
+  ZEROC_ASSIGN_OR_RETURN(w.up, LoadLinear(names.up, c.intermediate_size, c.hidden_size, c.mlp_bias));
+  ZEROC_ASSIGN_OR_RETURN(w.down, LoadLinear(names.down, c.hidden_size, c.intermediate_size, c.mlp_bias));
+  if (plan == nullptr) return w;
+  const LayerMaps& maps = plan->layer(layer_idx);
+  ZEROC_RETURN_IF_ERROR(FoldValues(names, maps, &w));
+  if (c.has_rope()) return w;
+  ZEROC_ASSIGN_OR_RETURN(w.q, FoldedHeadsOf(names.q, static_cast<int>(c.n_heads), maps.a));
+  ZEROC_ASSIGN_OR_RETURN(w.k, FoldedHeadsOf(names.k, static_cast<int>(c.n_kv_heads), maps.b));
   return w;
 }
 
@@ -110,19 +146,23 @@ Result<LayerWeights> LoadLayer(const Checkpoint& checkpoint, const Plan* plan, i
 
 Result<TransformerWeights> TransformerWeights::Load(const Checkpoint& checkpoint, const Plan* plan) {
   const ModelConfig& c = checkpoint.config();
-  if (c.mlp_bias) return Unimplemented(checkpoint.dir() + "/config.json: mlp_bias true is not supported");
+  const ModelTensorNames names = TensorNamesOf(checkpoint);
   const Loader loader(checkpoint);
   TransformerWeights weights;
-  ZEROC_ASSIGN_OR_RETURN(weights.embedding, loader.Load("model.embed_tokens.weight", {c.vocab_size, c.hidden_size}));
-  ZEROC_ASSIGN_OR_RETURN(weights.final_norm, loader.Load("model.norm.weight", {c.hidden_size}));
+  ZEROC_ASSIGN_OR_RETURN(weights.embedding, loader.Load(names.embedding, {c.vocab_size, c.hidden_size}));
+  if (!c.has_rope()) {
+    ZEROC_ASSIGN_OR_RETURN(weights.positions,
+                           loader.Load(names.positions, {kFirstPositionRow + c.max_positions, c.hidden_size}));
+  }
+  ZEROC_ASSIGN_OR_RETURN(weights.final_norm, loader.LoadNorm(names.final_norm));
   for (int layer = 0; layer < c.n_layers; ++layer) {
-    ZEROC_ASSIGN_OR_RETURN(LayerWeights w, LoadLayer(checkpoint, plan, layer));
+    ZEROC_ASSIGN_OR_RETURN(LayerWeights w, loader.LoadLayer(plan, layer));
     weights.layers.push_back(std::move(w));
   }
   if (c.tie_embeddings) {
-    weights.lm_head.data = weights.embedding.data;
+    weights.lm_head.w.data = weights.embedding.data;
   } else {
-    ZEROC_ASSIGN_OR_RETURN(weights.lm_head, loader.Load("lm_head.weight", {c.vocab_size, c.hidden_size}));
+    ZEROC_ASSIGN_OR_RETURN(weights.lm_head, loader.LoadLinear(names.lm_head, c.vocab_size, c.hidden_size, false));
   }
   return weights;
 }

@@ -1,4 +1,4 @@
-// The weights of a Llama-family model as kernels take them: bf16, row-major, views into the checkpoint's memory map.
+// The weights of a model as kernels take them: bf16, row-major, views into the checkpoint's memory map.
 // A tensor that the checkpoint keeps in another dtype, or that a plan folds, is the only kind that is copied.
 #pragma once
 
@@ -19,24 +19,40 @@ struct Weight {
   std::vector<kernels::Bf16> owned;
 };
 
+struct NormWeights {
+  Weight gain;              // [hidden]
+  std::vector<float> bias;  // [hidden] of a layer norm, empty for an RMS norm
+};
+
+// y = w x + b.
+struct LinearWeights {
+  Weight w;              // [n_out, n_in]
+  std::vector<float> b;  // [n_out], empty without a bias
+};
+
 struct LayerWeights {
-  Weight attention_norm;                  // [hidden]
-  Weight w_q;                             // [n_heads * head_dim, hidden]
-  Weight w_k, w_v;                        // [n_kv_heads * head_dim, hidden]
-  Weight w_o;                             // [hidden, n_heads * head_dim]
-  std::vector<float> b_q, b_k, b_v, b_o;  // empty without biases
-  Weight mlp_norm;                        // [hidden]
-  Weight w_gate, w_up;                    // [intermediate, hidden]
-  Weight w_down;                          // [hidden, intermediate]
+  NormWeights attention_norm;
+  LinearWeights q;        // n_out = n_heads * head_dim
+  LinearWeights k, v;     // n_out = n_kv_heads * head_dim
+  LinearWeights o;        // n_in = n_heads * head_dim
+  Weight q_norm, k_norm;  // [head_dim]; no data without QK-norm
+  NormWeights mlp_norm;
+  LinearWeights gate;  // SwiGLU only
+  LinearWeights up, down;
 };
 
 struct TransformerWeights {
-  Weight embedding;  // [vocab, hidden]
-  std::vector<LayerWeights> layers;
-  Weight final_norm;  // [hidden]
-  Weight lm_head;     // [vocab, hidden]; the embedding when tied
+  // Learned positions begin with two rows that nobody's position is.
+  static constexpr int kFirstPositionRow = 2;
 
-  // kNotFound / kInvalidArgument naming the tensor. plan may be null; with one, values and outputs are folded.
+  Weight embedding;  // [vocab, hidden]
+  Weight positions;  // [kFirstPositionRow + max_positions, hidden]; no data for models with RoPE
+  std::vector<LayerWeights> layers;
+  NormWeights final_norm;
+  LinearWeights lm_head;  // n_out = vocab; its w is the embedding when tied
+
+  // kNotFound / kInvalidArgument naming the tensor. plan may be null; with one, values and outputs are folded, and
+  // queries and keys too where there is no RoPE between them and their maps.
   static Result<TransformerWeights> Load(const Checkpoint& checkpoint, const Plan* plan);
 };
 

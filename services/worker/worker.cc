@@ -26,7 +26,7 @@ using std::chrono::milliseconds;
 const char* KindName(WorkerKind kind) { return kind == WorkerKind::kPrefill ? "prefill" : "decode"; }
 
 void AddWorkerOptions(OptionSet* set, WorkerOptions* o) {
-  set->AddString("model", &o->model, {"", "Hugging Face directory of a Llama-family model."});
+  set->AddString("model", &o->model, {"", "Hugging Face directory of the model."});
   set->AddString(
       "plan", &o->plan,
       {"", "Plan file; empty takes zeroc.plan in the model's directory, or none: then only bf16 is served."});

@@ -15,7 +15,9 @@ PassCost CostOfPass(const ModelConfig& config, std::int64_t n_past, std::int64_t
   const auto q_width = static_cast<double>(config.n_heads * config.head_dim);
   const auto kv_width = static_cast<double>(config.n_kv_heads * config.head_dim);
   const double kv_weights = 2 * hidden * kv_width;
-  const double other_weights = 2 * hidden * q_width + 3 * hidden * static_cast<double>(config.intermediate_size);
+  const double mlp_matrices = config.mlp == MlpKind::kSwiGlu ? 3 : 2;
+  const double other_weights =
+      2 * hidden * q_width + mlp_matrices * hidden * static_cast<double>(config.intermediate_size);
   const double head_weights = hidden * static_cast<double>(config.vocab_size);
   const auto n_full = static_cast<double>(config.n_layers - 1);  // layers that compute everything for every token
   const auto rows = static_cast<double>(n_new);
