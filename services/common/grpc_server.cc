@@ -81,6 +81,7 @@ std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& address, const
   args.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   args.SetMaxReceiveMessageSize(static_cast<int>(limits.message_bytes_max));
   args.SetMaxSendMessageSize(static_cast<int>(limits.message_bytes_max));
+  if (!security.ca.empty() && !security.server_name.empty()) args.SetSslTargetNameOverride(security.server_name);
   return grpc::CreateCustomChannel(address, security.MakeChannelCredentials(), args);
 }
 

@@ -106,6 +106,9 @@ struct Metrics::Families {
   Counters retries = MakeCounter("zeroc_retries_total", "Attempts repeated on another worker.");
   Gauges workers = MakeGauge("zeroc_workers", "Workers registered and healthy.");
 
+  Gauges routers_registered = MakeGauge("zeroc_routers_registered", "Routers that have accepted this worker.");
+  Gauges prefill_backlog = MakeGauge("zeroc_prefill_backlog_tokens", "Prompt tokens queued and in work.");
+
   Counters kv_bytes = MakeCounter("zeroc_kv_bytes_total", "Prompt KV bytes: as bf16, resident packed, sent.");
   Histograms kv_ratio = MakeHistogram("zeroc_kv_compression_ratio", "KV bytes raw / wire per request.", RatioBuckets());
   Histograms kv_transfer =
@@ -152,6 +155,9 @@ void Metrics::CountRetry(std::string_view stage, int n) {
 void Metrics::SetWorkers(std::string_view role, double n) {
   families_->workers.Get({{"role", std::string(role)}}).Set(n);
 }
+
+void Metrics::SetRoutersRegistered(double n) { families_->routers_registered.Get().Set(n); }
+void Metrics::SetPrefillBacklog(double tokens) { families_->prefill_backlog.Get().Set(tokens); }
 
 void Metrics::AddKvBytes(std::string_view stage, std::uint64_t bytes) {
   families_->kv_bytes.Get({{"stage", std::string(stage)}}).Increment(static_cast<double>(bytes));

@@ -33,6 +33,10 @@ class Metrics {
   void CountRetry(std::string_view stage, int n = 1);  // reserve, prefill, decode
   void SetWorkers(std::string_view role, double n);    // registered and healthy
 
+  // ---- one worker ----
+  void SetRoutersRegistered(double n);    // routers that have accepted this worker
+  void SetPrefillBacklog(double tokens);  // prompt tokens queued and in work
+
   // ---- keys and values ----
   void AddKvBytes(std::string_view stage, std::uint64_t bytes);  // raw, packed, wire
   void ObserveKvCompressionRatio(double ratio);                  // raw / wire of one request

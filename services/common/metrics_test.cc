@@ -16,6 +16,8 @@ void TouchEverything(Metrics& m) {
   m.SetPplIncrease("budget", 0.1);
   m.CountRetry("reserve");
   m.SetWorkers("decode", 1);
+  m.SetRoutersRegistered(2);
+  m.SetPrefillBacklog(100);
   m.AddKvBytes("raw", 10);
   m.ObserveKvCompressionRatio(4);
   m.ObserveKvTransfer(0.2);
@@ -68,6 +70,8 @@ TEST(Metrics, EveryMetricOfTheDesignIsThere) {
                                        "zeroc_kv_checksum_failures_total",
                                        "zeroc_retries_total",
                                        "zeroc_workers",
+                                       "zeroc_routers_registered",
+                                       "zeroc_prefill_backlog_tokens",
                                        "zeroc_runtime_info",
                                        "vllm:time_to_first_token_seconds",
                                        "vllm:inter_token_latency_seconds",

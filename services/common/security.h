@@ -37,6 +37,7 @@ struct GrpcSecurity {
   std::string key;
   std::string client_ca;    // not empty: clients without a certificate signed by it are not let in
   std::string ca;           // not empty: we connect by TLS to servers that it signed
+  std::string server_name;  // not empty: what the certificate of a server must name, where we connect to a number
   std::string cluster_key;  // not empty: services other than Inference and the standard ones ask for it
 
   // UNAUTHENTICATED is what a wrong or missing cluster key gets.

@@ -72,8 +72,10 @@ class SecurityTest : public testing::Test {
   }
   // The status of one call without a body.
   grpc::StatusCode Call(const SecurityOptions& client, const std::string& method = "/grpc.health.v1.Health/Check",
-                        std::size_t metadata_bytes = 0) {
-    grpc::GenericStub stub(MakeGrpcChannel("127.0.0.1:" + std::to_string(server_->port()), {}, Load(client)));
+                        std::size_t metadata_bytes = 0, const std::string& server_name = "") {
+    GrpcSecurity security = Load(client);
+    security.server_name = server_name;
+    grpc::GenericStub stub(MakeGrpcChannel("127.0.0.1:" + std::to_string(server_->port()), {}, security));
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
     if (metadata_bytes > 0) context.AddMetadata("x-long", std::string(metadata_bytes, 'x'));
@@ -98,6 +100,14 @@ TEST_F(SecurityTest, ATlsServerAnswersWhoBelievesItsAuthority) {
   EXPECT_EQ(Call(Options("server", "ca")), grpc::StatusCode::OK) << "a certificate that nobody asks for";
   EXPECT_EQ(Call(Options("", "other")), grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(Call(Options("", "")), grpc::StatusCode::UNAVAILABLE) << "plain";
+}
+
+TEST_F(SecurityTest, AServerBehindANumberIsHeldToItsName) {
+  Start(Options("server", ""));
+  const std::string health = "/grpc.health.v1.Health/Check";
+  EXPECT_EQ(Call(Options("", "ca"), health, 0, "localhost"), grpc::StatusCode::OK);
+  EXPECT_EQ(Call(Options("", "ca"), health, 0, "127.0.0.1"), grpc::StatusCode::OK);
+  EXPECT_EQ(Call(Options("", "ca"), health, 0, "router.test"), grpc::StatusCode::UNAVAILABLE) << "another's name";
 }
 
 TEST_F(SecurityTest, MutualTlsLetsInOnlyWhoIsSigned) {

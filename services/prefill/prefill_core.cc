@@ -305,6 +305,7 @@ void PrefillCore::UpdateGauges(Metrics& metrics) const {
   const BlockPool::Usage now = usage();
   metrics.SetRequestsRunning(load.running());
   metrics.SetRequestsWaiting(load.waiting());
+  metrics.SetPrefillBacklog(static_cast<double>(load.waiting_tokens()));
   metrics.SetKvCacheUsage(
       now.bytes_total == 0 ? 0 : static_cast<double>(now.bytes_used) / static_cast<double>(now.bytes_total));
   metrics.SetKvBlocks("used", static_cast<double>(now.n_blocks_used));

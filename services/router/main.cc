@@ -1,6 +1,7 @@
 // zeroc-router: puts the parts together, waits for SIGTERM, drains.
 #include <grpcpp/impl/service_type.h>
 
+#include <atomic>
 #include <cstdio>
 #include <exception>
 #include <memory>
@@ -91,10 +92,12 @@ Status Serve(const RouterOptions& options, ShutdownSignal& signal) {
   ZEROC_ASSIGN_OR_RETURN(grpc_server,
                          GrpcServer::Start(options.grpc_listen, grpc_limits,
                                            {inference.get(), kserve.get(), registry->service()}, security.grpc));
+  std::atomic<bool> leaving = false;
+  const auto ready = [&] { return leaving ? Unavailable("not ready: the router is stopping") : router.Ready(); };
   ApiOptions api;
   api.default_max_tokens = static_cast<std::uint32_t>(options.default_max_tokens);
   std::vector<HttpServer::Route> routes = ApiRoutes(router, api);
-  for (HttpServer::Route& route : StandardRoutes(metrics, [&] { return router.Ready(); })) {
+  for (HttpServer::Route& route : StandardRoutes(metrics, ready)) {
     routes.push_back(std::move(route));
   }
   std::unique_ptr<HttpServer> http_server;
@@ -106,7 +109,9 @@ Status Serve(const RouterOptions& options, ShutdownSignal& signal) {
 
   const int number = signal.Wait();
   LogInfo("stopping signal=" + std::to_string(number) + " in_flight=" + std::to_string(router.in_flight()));
+  leaving = true;
   grpc_server->SetServing(false);
+  signal.WaitFor(milliseconds(options.drain_delay_ms));  // a second signal cuts it short
   router.StopAccepting();
   http_server->StopAccepting();
   if (!router.WaitIdle(milliseconds(options.drain_timeout_ms))) {

@@ -27,6 +27,8 @@ OptionSet RouterOptionSet(RouterOptions* o) {
   set.AddInt("heartbeat_ms", &o->heartbeat_ms, 10, 60'000, {"ms", "How often workers report."});
   set.AddInt("heartbeat_expiry_ms", &o->heartbeat_expiry_ms, 20, 600'000,
              {"ms", "A worker that is silent for this long is lost."});
+  set.AddInt("drain_delay_ms", &o->drain_delay_ms, 0, 600'000,
+             {"ms", "After SIGTERM: how long new requests are still taken while load balancers learn of it."});
   set.AddInt("drain_timeout_ms", &o->drain_timeout_ms, 0, 3'600'000,
              {"ms", "After SIGTERM: how long running requests may go on."});
 

@@ -27,6 +27,7 @@ struct RouterOptions {
 
   std::int64_t heartbeat_ms = 1'000;
   std::int64_t heartbeat_expiry_ms = 5'000;
+  std::int64_t drain_delay_ms = 0;
   std::int64_t drain_timeout_ms = 30'000;
 
   std::int64_t http_body_bytes_max = 8 << 20;

@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -14,7 +15,7 @@
 #include "services/common/grpc_server.h"
 #include "services/common/http_server.h"
 #include "services/common/logging.h"
-#include "services/common/registration.h"
+#include "services/common/registrations.h"
 #include "services/common/shutdown_signal.h"
 #include "zeroc/v1/worker.pb.h"
 
@@ -32,7 +33,10 @@ void AddWorkerOptions(OptionSet* set, WorkerOptions* o) {
       {"", "Plan file; empty takes zeroc.plan in the model's directory, or none: then only bf16 is served."});
   set->AddString("grpc_listen", &o->grpc_listen, {"host:port", "Where gRPC listens; port 0 takes a free one."});
   set->AddString("http_listen", &o->http_listen, {"host:port", "Where /metrics, /healthz and /readyz are served."});
-  set->AddString("router", &o->router, {"host:port", "Router to register with; empty: none."});
+  set->AddString("router", &o->router,
+                 {"host:port[,host:port..]", "Routers to register with: all addresses of every name; empty: none."});
+  set->AddInt("router_resolve_ms", &o->router_resolve_ms, 100, 3'600'000,
+              {"ms", "How often the names of the routers are resolved again."});
   set->AddString("name", &o->name, {"", "Unique among the workers of a router; empty: kind, host and gRPC port."});
   set->AddString("advertise", &o->advertise,
                  {"host", "Where the router reaches this worker; empty: the host that gRPC listens on."});
@@ -40,6 +44,8 @@ void AddWorkerOptions(OptionSet* set, WorkerOptions* o) {
   set->AddInt("threads", &o->threads, 0, 4096, {"threads", "Compute threads; 0: one per processor of this process."});
   set->AddString("transport_tls", &o->transport_tls, {"", "UCX transports, e.g. tcp or posix,cma; auto: UCX chooses."});
   set->AddString("transport_net_devices", &o->transport_net_devices, {"", "UCX network devices, e.g. lo; auto: all."});
+  set->AddInt("drain_delay_ms", &o->drain_delay_ms, 0, 600'000,
+              {"ms", "After SIGTERM: how long new requests are still taken while the routers learn of it."});
   set->AddInt("drain_timeout_ms", &o->drain_timeout_ms, 0, 3'600'000,
               {"ms", "After SIGTERM: how long running requests may go on."});
   AddSecurityOptions(set, &o->security);
@@ -59,12 +65,13 @@ TransportFactory UcxFactory(const WorkerOptions& options, const std::string& nam
   return [ucx](TransportListener& listener) { return CreateUcxTransport(ucx, listener); };
 }
 
-std::vector<HttpServer::Route> Routes(Metrics& metrics, WorkerService& service, std::function<Status()> ready) {
+std::vector<HttpServer::Route> Routes(Metrics& metrics, const std::function<void()>& update,
+                                      std::function<Status()> ready) {
   std::vector<HttpServer::Route> routes = StandardRoutes(metrics, std::move(ready));
   for (HttpServer::Route& route : routes) {
     if (route.path != "/metrics") continue;
-    route.handler = [&metrics, &service, inner = std::move(route.handler)](std::shared_ptr<HttpExchange> exchange) {
-      service.UpdateGauges(metrics);
+    route.handler = [update, inner = std::move(route.handler)](std::shared_ptr<HttpExchange> exchange) {
+      update();
       inner(std::move(exchange));
     };
   }
@@ -97,6 +104,7 @@ v1::WorkerInfo Info(WorkerKind kind, const WorkerOptions& options, const WorkerM
 
 struct Addresses {
   HostPort grpc;
+  std::vector<HostPort> routers;
   std::string advertised_host;
 };
 
@@ -105,7 +113,9 @@ Result<Addresses> CheckUsage(const WorkerOptions& options) {
   Addresses addresses;
   ZEROC_ASSIGN_OR_RETURN(addresses.grpc, ParseHostPort(options.grpc_listen));
   ZEROC_RETURN_IF_ERROR(ParseHostPort(options.http_listen).status());
-  if (!options.router.empty()) ZEROC_RETURN_IF_ERROR(ParseHostPort(options.router).status());
+  if (!options.router.empty()) {
+    ZEROC_ASSIGN_OR_RETURN(addresses.routers, ParseRouters(options.router));
+  }
   addresses.advertised_host = options.advertise.empty() ? addresses.grpc.host : options.advertise;
   const bool any = addresses.advertised_host == "0.0.0.0" || addresses.advertised_host == "::";
   if (any && !options.router.empty()) {
@@ -144,36 +154,49 @@ Status Serve(WorkerKind kind, WorkerOptions& options, const Addresses& addresses
   ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<GrpcServer> grpc_server,
                          GrpcServer::Start(options.grpc_listen, GrpcLimits(), {service->service()}, security.grpc));
   std::atomic<bool> draining = false;
-  const auto ready = [&draining] { return draining ? Unavailable("draining") : OkStatus(); };
+  std::unique_ptr<Registrations> registrations;  // outlives the servers, which ask it from the moment it is `joined`
+  std::atomic<const Registrations*> joined = nullptr;
+  const auto ready = [&] {
+    if (draining) return Unavailable("draining");
+    if (addresses.routers.empty()) return OkStatus();
+    const Registrations* now = joined;
+    return now == nullptr ? Unavailable("starting") : now->Ready();
+  };
+  const auto update = [&] {
+    service->UpdateGauges(metrics);
+    const Registrations* now = joined;
+    metrics.SetRoutersRegistered(now == nullptr ? 0 : static_cast<double>(now->n_registered()));
+  };
   ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http_server,
-                         HttpServer::Start(options.http_listen, HttpLimits(), Routes(metrics, *service, ready), nullptr,
+                         HttpServer::Start(options.http_listen, HttpLimits(), Routes(metrics, update, ready), nullptr,
                                            nullptr, security.http));
   grpc_server->SetServing(true);
   LogInfo("listening grpc_port=" + std::to_string(grpc_server->port()) +
           " http_port=" + std::to_string(http_server->port()));
-  std::unique_ptr<Registration> registration;
-  if (!options.router.empty()) {
-    RegistrationOptions registering;
-    registering.router_address = options.router;
-    registering.security = security.grpc;
-    registration = Registration::Start(
+  if (!addresses.routers.empty()) {
+    RegistrationsOptions registering;
+    registering.routers = addresses.routers;
+    registering.each.security = security.grpc;
+    registering.resolve_ms = options.router_resolve_ms;
+    registrations = Registrations::Start(
         registering,
         Info(kind, options, *model, *service, addresses.advertised_host, grpc_server->port(), http_server->port()),
         [&service](v1::WorkerLoad* load) { service->FillLoad(load); });
+    joined = registrations.get();
   }
 
   const int number = signal.Wait();
   LogInfo("stopping signal=" + std::to_string(number) + " in_flight=" + std::to_string(service->in_flight()));
   draining = true;
-  if (registration != nullptr) registration->SetDraining(true);
+  if (registrations != nullptr) registrations->SetDraining(true);
   grpc_server->SetServing(false);
+  signal.WaitFor(milliseconds(options.drain_delay_ms));  // a second signal cuts it short
   service->StopAccepting();
   if (!WaitIdle(*service, milliseconds(options.drain_timeout_ms))) {
     LogWarning("drain timed out in_flight=" + std::to_string(service->in_flight()));
     service->CancelAll(Unavailable(std::string(KindName(kind)) + " worker " + options.name + " is stopping"));
     WaitIdle(*service, milliseconds(2000));
   }
-  registration.reset();
   grpc_server->Shutdown(milliseconds(1000));
   return OkStatus();
 }

@@ -36,6 +36,8 @@ struct WorkerOptions {
   std::string transport_net_devices = "auto";
   std::int64_t kv_memory_mib = 1024;
   std::int64_t threads = 0;
+  std::int64_t router_resolve_ms = 5000;
+  std::int64_t drain_delay_ms = 200;
   std::int64_t drain_timeout_ms = 10'000;
   SecurityOptions security;
 };
