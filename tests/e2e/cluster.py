@@ -147,6 +147,7 @@ class Service(Process):
     tls = None
 
     def __init__(self, program, args, log_dir, env=None, ports=None):
+        self.args = args
         self.grpc_port, self.http_port = ports or (free_port(), free_port())
         super().__init__(program, [*listen_flags(self.grpc_port, self.http_port), *args], log_dir, env)
 
@@ -228,7 +229,7 @@ class Cluster:
     latest = None  # the cluster made last, for ClusterTest
 
     def __init__(self, n_decode=1, n_prefill=1, router_args=(), decode_args=(), prefill_args=(),
-                 tls=None, prefill_env=None):
+                 tls=None, prefill_env=None, n_routers=1):
         Cluster.latest = self
         self.tls = tls
         self.log_dir = tempfile.TemporaryDirectory(prefix="zeroc-e2e-")  # gone with this object
@@ -237,7 +238,9 @@ class Cluster:
         self.router_args, self.decode_args, self.prefill_args = router_args, decode_args, prefill_args
         self.prefill_env = prefill_env
         try:
-            self.router = self._start("zeroc-router", ["--model", MODEL_DIR, *router_args])
+            self.routers = [self._start("zeroc-router", ["--model", MODEL_DIR, *router_args])
+                            for _ in range(n_routers)]
+            self.router = self.routers[0]
             for _ in range(n_decode):
                 self.start_decode()
             for _ in range(n_prefill):
@@ -254,8 +257,8 @@ class Cluster:
 
     def _worker_args(self, args):
         """The usual flags, but for those that `args` states itself, and `args`."""
-        usual = {"--model": MODEL_DIR, "--router": f"127.0.0.1:{self.router.grpc_port}", "--kv-memory-mib": 64,
-                 "--threads": 1}
+        routers = ",".join(f"127.0.0.1:{router.grpc_port}" for router in self.routers)
+        usual = {"--model": MODEL_DIR, "--router": routers, "--kv-memory-mib": 64, "--threads": 1}
         return [*(x for flag, value in usual.items() if flag not in args for x in (flag, value)), *args]
 
     def start_decode(self, ports=None):
@@ -271,11 +274,26 @@ class Cluster:
         """A new router where the old one was, which must have ended."""
         ports = self.router.grpc_port, self.router.http_port
         self.router = self._start("zeroc-router", ["--model", MODEL_DIR, *self.router_args], ports=ports)
+        self.routers[0] = self.router
         return self.router
 
     def wait_ready(self):
-        for service in [*self.decode, *self.prefill, self.router]:
+        for service in [*self.decode, *self.prefill, *self.routers]:
             service.wait_ready()
+
+    def restart(self, service, timeout_s=EXIT_S):
+        """As a rolling update: SIGTERM, drain, the same again on the same ports, and a wait until that is ready."""
+        service.signal(signal.SIGTERM)
+        code = service.wait_exit(timeout_s)
+        if code != 0:
+            raise AssertionError(f"{service.program} ended with {code}:\n{service.log()[-2000:]}")
+        again = self._start(service.program, service.args, ports=(service.grpc_port, service.http_port))
+        for services in (self.routers, self.decode, self.prefill):
+            if service in services:
+                services[services.index(service)] = again
+        self.router = self.routers[0]
+        again.wait_ready()
+        return again
 
     def complete(self, prompt, expect_status=200, **fields):
         """POST /v1/completions without streaming; the parsed body. Greedy unless told otherwise."""
