@@ -5,6 +5,9 @@
 // returns to the common stock with the last, so that profiles with different block sizes share memory without a split
 // fixed at start. Blocks of one call lie side by side where they can, which lets transfers coalesce.
 //
+// A block is held by users (sequences) and by keeps (the prefix cache), each counted; it is free when both are gone. A
+// block that is only kept counts as available: Allocate asks the reclaimer for such blocks before it refuses.
+//
 // Not thread-safe: the engine's step loop owns it. The arena outlives the pool. Blocks are 16-byte aligned, and
 // 64-byte aligned where their size is a multiple of 64.
 #pragma once
@@ -32,39 +35,71 @@ struct BlockRef {
   friend bool operator==(const BlockRef&, const BlockRef&) = default;
 };
 
+// Gives kept blocks up when the pool runs short. Called from Allocate; must not allocate.
+class BlockReclaimer {
+ public:
+  virtual ~BlockReclaimer() = default;
+  // Drops its least valuable keeps until blocks of `bytes` in all have become free; returns the bytes freed, 0 when
+  // every block that it keeps has a user too.
+  virtual std::uint64_t Reclaim(std::uint64_t bytes) = 0;
+};
+
 class BlockPool {
  public:
   struct Usage {
     std::uint64_t bytes_total = 0;        // slabs' bytes
-    std::uint64_t bytes_used = 0;         // blocks in use
+    std::uint64_t bytes_used = 0;         // blocks with users, kept or not
+    std::uint64_t bytes_kept = 0;         // blocks that are only kept
     std::uint64_t bytes_reclaimable = 0;  // free slabs, which any block size can take
     std::uint64_t n_blocks_used = 0;
+    std::uint64_t n_blocks_kept = 0;  // only kept
   };
 
   // kInvalidArgument if the arena holds not one slab, is misaligned (64 bytes) or too large for BlockRef (64 GiB).
   static Result<std::unique_ptr<BlockPool>> Create(std::span<std::byte> arena, std::size_t slab_bytes);
 
-  // Appends n blocks of block_bytes (a multiple of 16, at most slab_bytes) to *out, all or none.
-  // kResourceExhausted when they do not fit; kInvalidArgument for a bad size.
+  // Appends n blocks of block_bytes (a multiple of 16, at most slab_bytes) to *out, all or none, each with one user.
+  // kResourceExhausted when they do not fit even without the kept blocks; kInvalidArgument for a bad size.
   Status Allocate(std::size_t block_bytes, std::size_t n, std::vector<BlockRef>* out);
 
-  // A ref that is not in use is a bug and is checked.
+  // One user more, or one less. A ref that is not held, or has no user to release, is a bug and is checked.
+  void AddUser(BlockRef ref);
   void Release(BlockRef ref);
+
+  // The same for keeps.
+  void Keep(BlockRef ref);
+  void Drop(BlockRef ref);
+
+  // Users of a block that is held.
+  std::uint32_t n_users(BlockRef ref) const;
+
+  // Null: nothing is reclaimed. The reclaimer outlives the pool or takes itself out.
+  void SetReclaimer(BlockReclaimer* reclaimer) { reclaimer_ = reclaimer; }
 
   std::byte* Data(BlockRef ref) const { return arena_.data() + ref.offset(); }
   std::size_t slab_bytes() const { return slab_bytes_; }
   Usage usage() const;
 
  private:
+  struct Holds {
+    std::uint32_t users = 0, keeps = 0;
+    bool any() const { return users + keeps > 0; }
+  };
   struct Slab {
     std::size_t block_bytes = 0;  // 0: in the common stock
-    std::vector<bool> in_use;     // [slab_bytes / block_bytes]
-    std::size_t n_used = 0;
+    std::vector<Holds> holds;     // [slab_bytes / block_bytes]
+    std::size_t n_held = 0;
     std::size_t first_free_hint = 0;  // no free block lies before it
+  };
+  struct Place {
+    std::size_t slab_idx = 0, i = 0;
   };
 
   BlockPool(std::span<std::byte> arena, std::size_t slab_bytes);
   bool TakeFromSlab(std::size_t slab_idx, std::size_t* n_wanted, std::vector<BlockRef>* out);
+  std::size_t CountFree(std::size_t block_bytes) const;
+  Place Find(BlockRef ref) const;  // of a block that is held; checked
+  void FreeIfUnheld(const Place& place);
 
   std::span<std::byte> arena_;
   std::size_t slab_bytes_;
@@ -73,6 +108,9 @@ class BlockPool {
   std::map<std::size_t, std::set<std::size_t>> partial_slabs_;  // by block size: slabs with room
   std::uint64_t bytes_used_ = 0;
   std::uint64_t n_blocks_used_ = 0;
+  std::uint64_t bytes_kept_ = 0;  // only kept
+  std::uint64_t n_blocks_kept_ = 0;
+  BlockReclaimer* reclaimer_ = nullptr;
 };
 
 }  // namespace zeroc

@@ -64,6 +64,13 @@ struct KvFormat {
   int BlocksAt(int tier, int query_pos) const;
   int PackedBlocksAt(int query_pos) const { return BlocksAt(0, query_pos); }
 
+  // Logical blocks, from the start of the sequence, that have reached the form which they keep for good when the next
+  // query stands at n_tokens: the oldest tier, or whole exact blocks of a format that packs nothing. Their bytes depend
+  // on the tokens up to their own end alone.
+  int LastingBlocksAt(int n_tokens) const {
+    return packs ? BlocksAt(static_cast<int>(tiers.size()) - 1, n_tokens) : n_tokens / kernels::kBlockTokens;
+  }
+
   // A block of `tier` has an age (query position minus position of its last token) from here up to the next tier's.
   int MinAge(int tier) const;
 

@@ -67,12 +67,33 @@ std::uint64_t SequenceKv::BytesNeeded(const KvFormat& format, int max_tokens, in
 
 Result<std::unique_ptr<SequenceKv>> SequenceKv::Create(BlockPool& pool, std::shared_ptr<const KvFormat> format,
                                                        int max_tokens, int step_tokens_max) {
+  return Make(pool, std::move(format), max_tokens, step_tokens_max, nullptr);
+}
+
+Result<std::unique_ptr<SequenceKv>> SequenceKv::CreateFrom(BlockPool& pool, std::shared_ptr<const KvFormat> format,
+                                                           int max_tokens, int step_tokens_max,
+                                                           const KvBeginning& beginning) {
+  return Make(pool, std::move(format), max_tokens, step_tokens_max, &beginning);
+}
+
+Result<std::unique_ptr<SequenceKv>> SequenceKv::Make(BlockPool& pool, std::shared_ptr<const KvFormat> format,
+                                                     int max_tokens, int step_tokens_max,
+                                                     const KvBeginning* beginning) {
   if (max_tokens < 1 || step_tokens_max < 1) {
     return InvalidArgument("sequence: max_tokens " + std::to_string(max_tokens) + " and step_tokens_max " +
                            std::to_string(step_tokens_max) + " must be at least 1");
   }
   std::unique_ptr<SequenceKv> kv(new SequenceKv(pool, std::move(format), max_tokens, step_tokens_max));
-  ZEROC_RETURN_IF_ERROR(kv->TakeBlocks().WithContext("KV for " + std::to_string(max_tokens) + " tokens"));
+  if (beginning != nullptr) {
+    const int n_tokens = beginning->n_tokens;
+    ZEROC_CHECK(beginning->layers.size() == kv->layers_.size() && n_tokens % kBlockTokens == 0 &&
+                    n_tokens <= max_tokens && beginning->n_shared <= kv->format_->LastingBlocksAt(max_tokens) &&
+                    (n_tokens == 0 || beginning->n_shared == kv->format_->LastingBlocksAt(n_tokens)),
+                beginning->layers.size(), n_tokens, max_tokens, beginning->n_shared);
+    kv->n_shared_ = beginning->n_shared;
+  }
+  ZEROC_RETURN_IF_ERROR(kv->TakeBlocks(beginning).WithContext("KV for " + std::to_string(max_tokens) + " tokens"));
+  if (beginning != nullptr && beginning->n_tokens > 0) kv->CopyState(*beginning);
   return kv;
 }
 
@@ -94,29 +115,84 @@ SequenceKv::~SequenceKv() {
   }
 }
 
-Status SequenceKv::TakeBlocks() {
-  const auto take = [this](const kernels::KvBlockLayout& layout, int n, Ring& ring) {
-    ring.window.reserve(static_cast<std::size_t>(n));
-    return pool_.Allocate(static_cast<std::size_t>(layout.block_bytes), static_cast<std::size_t>(n), &ring.refs);
-  };
+Status SequenceKv::TakeRing(const kernels::KvBlockLayout& layout, int n, std::span<const BlockRef> shared, Ring& ring) {
+  ring.window.reserve(static_cast<std::size_t>(n));
+  for (const BlockRef ref : shared) {
+    pool_.AddUser(ref);
+    ring.refs.push_back(ref);
+  }
+  return pool_.Allocate(static_cast<std::size_t>(layout.block_bytes), static_cast<std::size_t>(n) - shared.size(),
+                        &ring.refs);
+}
+
+Status SequenceKv::TakeBlocks(const KvBeginning* beginning) {
+  // What could not fit is refused before the pool gives up kept blocks for a part of it.
+  const BlockPool::Usage usage = pool_.usage();
+  std::uint64_t needed = BytesNeeded(*format_, max_tokens_, step_tokens_max_);
+  for (int l = 0; l < format_->n_layers; ++l) {
+    const auto& lasting = format_->packs ? format_->tiers.back().layouts[static_cast<std::size_t>(l)] : format_->exact;
+    needed -= static_cast<std::uint64_t>(n_shared_) * BlockBytes(lasting);
+  }
+  if (needed > usage.bytes_total - usage.bytes_used) {
+    return ResourceExhausted(std::to_string(needed) + " bytes asked, " +
+                             std::to_string(usage.bytes_total - usage.bytes_used) + " free");
+  }
   const bool will_pack = format_->PackedBlocksAt(max_tokens_) > 0;
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     Layer& layer = layers_[l];
+    const LayerBlocks* from = beginning == nullptr ? nullptr : &beginning->layers[l];
+    const auto shared = [&](const std::vector<BlockRef>& refs) {
+      return std::span(refs).first(static_cast<std::size_t>(n_shared_));
+    };
+    std::span<const BlockRef> lasting;
+    if (n_shared_ > 0) lasting = shared(format_->packs ? from->packed[0].refs : from->exact);
     layer.tiers.resize(format_->tiers.size());
-    ZEROC_RETURN_IF_ERROR(take(format_->exact, ExactSlots(*format_, max_tokens_, step_tokens_max_), layer.exact));
+    ZEROC_RETURN_IF_ERROR(TakeRing(format_->exact, ExactSlots(*format_, max_tokens_, step_tokens_max_),
+                                   format_->packs ? std::span<const BlockRef>() : lasting, layer.exact));
     if (!will_pack) continue;
     for (int tier = 0; tier < n_tiers(); ++tier) {
-      ZEROC_RETURN_IF_ERROR(take(format_->tiers[static_cast<std::size_t>(tier)].layouts[l],
-                                 TierSlots(*format_, tier, max_tokens_, step_tokens_max_),
-                                 layer.tiers[static_cast<std::size_t>(tier)]));
+      ZEROC_RETURN_IF_ERROR(TakeRing(format_->tiers[static_cast<std::size_t>(tier)].layouts[l],
+                                     TierSlots(*format_, tier, max_tokens_, step_tokens_max_),
+                                     tier + 1 == n_tiers() ? lasting : std::span<const BlockRef>(),
+                                     layer.tiers[static_cast<std::size_t>(tier)]));
     }
     if (format_->sink_tokens == 0) continue;
-    std::vector<BlockRef> sink;
-    ZEROC_RETURN_IF_ERROR(pool_.Allocate(static_cast<std::size_t>(format_->sink.block_bytes), 1, &sink));
-    layer.sink = sink[0];
+    if (from != nullptr && from->sink.valid()) {
+      pool_.AddUser(from->sink);
+      layer.sink = from->sink;
+    } else {
+      std::vector<BlockRef> sink;
+      ZEROC_RETURN_IF_ERROR(pool_.Allocate(static_cast<std::size_t>(format_->sink.block_bytes), 1, &sink));
+      layer.sink = sink[0];
+    }
     layer.sink_data = Data(layer.sink);
   }
   return OkStatus();
+}
+
+// The blocks that steps to come will overwrite, as copies.
+void SequenceKv::CopyState(const KvBeginning& beginning) {
+  const int n_tokens = beginning.n_tokens;
+  for (std::size_t l = 0; l < layers_.size(); ++l) {
+    const LayerBlocks& from = beginning.layers[l];
+    const LayerBlocks to = BlocksAt(static_cast<int>(l), n_tokens);
+    const auto copy = [this](std::span<const BlockRef> sources, std::span<const BlockRef> targets, std::size_t bytes) {
+      ZEROC_CHECK(sources.size() == targets.size(), sources.size(), targets.size());
+      for (std::size_t i = 0; i < sources.size(); ++i) std::memcpy(Data(targets[i]), Data(sources[i]), bytes);
+    };
+    for (std::size_t i = 1; i < to.packed.size(); ++i) {
+      copy(from.packed[i].refs, to.packed[i].refs, to.packed[i].block_bytes);
+    }
+    if (format_->packs) copy(from.exact, to.exact, static_cast<std::size_t>(format_->exact.block_bytes));
+  }
+  SetSpans(n_tokens);
+}
+
+BlockRef SequenceKv::LastingBlock(int layer, int block_idx) const {
+  ZEROC_CHECK(block_idx >= 0 && block_idx < std::max(n_shared_, format_->LastingBlocksAt(n_tokens_)), block_idx,
+              n_shared_, n_tokens_);
+  const Layer& l = layers_[static_cast<std::size_t>(layer)];
+  return format_->packs ? l.tiers.back().At(block_idx) : l.exact.At(block_idx);
 }
 
 void SequenceKv::FillWindow(int begin, int end, Ring& ring) const {
@@ -134,6 +210,8 @@ void SequenceKv::BeginStep(int n_new) {
   for (int tier = 0; tier < n_tiers(); ++tier) {
     spans_[static_cast<std::size_t>(tier)].step_end = format_->BlocksAt(tier, n_tokens_ + n_new);
   }
+  // What this step writes lies behind what is shared.
+  ZEROC_CHECK(n_shared_ <= (format_->packs ? spans_.back().end : n_tokens_ / kBlockTokens), n_shared_, n_tokens_);
   for (Layer& layer : layers_) {
     FillWindow(exact_begin_, BlocksFor(n_tokens_ + n_new), layer.exact);
     for (std::size_t tier = 0; tier < spans_.size(); ++tier) {
@@ -261,8 +339,9 @@ LayerBlocks SequenceKv::BlocksAt(int layer, int n_tokens) const {
 }
 
 void SequenceKv::AdoptPrompt(int n_tokens) {
-  ZEROC_CHECK(n_tokens_ == 0 && !in_step() && n_tokens >= 1 && n_tokens <= max_tokens_, n_tokens, n_tokens_,
-              max_tokens_);
+  ZEROC_CHECK(n_tokens_ == 0 && !in_step() && n_tokens >= 1 && n_tokens <= max_tokens_ &&
+                  n_shared_ <= format_->LastingBlocksAt(n_tokens),
+              n_tokens, n_tokens_, max_tokens_, n_shared_);
   SetSpans(n_tokens);
 }
 

@@ -6,13 +6,15 @@
 // bytes of the tier before it, and its younger copy is recycled as soon as no later query may see it, so the young
 // bytes are bounded by the windows plus one chunk.
 //
-// All blocks are taken at Create (admission is decided there, nothing fails later) and returned by the destructor.
+// All blocks are taken at Create (admission is decided there, nothing fails later) and returned by the destructor. The
+// first blocks may be shared with others (KvBeginning): those that have their lasting form are never written again.
 // Not thread-safe; the pool and this object belong to one step loop. Between BeginStep and EndStep, threads of the
 // forward pass may read the tables and write the blocks of their own layer and head.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "kernels/kv_block.h"
@@ -45,12 +47,27 @@ struct LayerBlocks {
   BlockRef packed_ref(std::size_t block_idx) const;
 };
 
+// The beginning of a sequence that somebody has computed before: blocks to share, and perhaps the state behind them.
+struct KvBeginning {
+  int n_shared = 0;  // logical blocks [0, n_shared) in their lasting form (KvFormat::LastingBlocksAt)
+  // 0: the shared blocks alone. Else a multiple of 64, n_shared == LastingBlocksAt(n_tokens), and layers hold all that
+  // the query at n_tokens sees.
+  int n_tokens = 0;
+  std::vector<LayerBlocks> layers;  // [n_layers], as BlocksAt gives them
+};
+
 class SequenceKv {
  public:
   // Room for max_tokens tokens, written in steps of at most step_tokens_max. kResourceExhausted when the pool is full,
   // kInvalidArgument for sizes below 1. The pool must outlive the object.
   static Result<std::unique_ptr<SequenceKv>> Create(BlockPool& pool, std::shared_ptr<const KvFormat> format,
                                                     int max_tokens, int step_tokens_max);
+
+  // The same, begun elsewhere: n_tokens() is beginning.n_tokens. The shared blocks get one user more, young and exact
+  // ones are copied. The caller holds all of them meanwhile.
+  static Result<std::unique_ptr<SequenceKv>> CreateFrom(BlockPool& pool, std::shared_ptr<const KvFormat> format,
+                                                        int max_tokens, int step_tokens_max,
+                                                        const KvBeginning& beginning);
 
   // Bytes that Create would take, for admission messages and tests.
   static std::uint64_t BytesNeeded(const KvFormat& format, int max_tokens, int step_tokens_max);
@@ -63,6 +80,7 @@ class SequenceKv {
   int n_tokens() const { return n_tokens_; }
   int max_tokens() const { return max_tokens_; }
   bool in_step() const { return step_tokens_ > 0; }
+  int n_shared_blocks() const { return n_shared_; }  // of every layer, from the first; nobody may write them
 
   // --- one step of the forward pass over tokens [n_tokens, n_tokens + n_new) ---
 
@@ -102,10 +120,15 @@ class SequenceKv {
   // The receiver's commit: the wire has filled BlocksAt(., n_tokens). The sequence was empty.
   void AdoptPrompt(int n_tokens);
 
+  // Block block_idx in its lasting form; below LastingBlocksAt(n_tokens()), or n_shared_blocks().
+  BlockRef LastingBlock(int layer, int block_idx) const;
+  BlockRef SinkBlock(int layer) const { return layers_[static_cast<std::size_t>(layer)].sink; }  // perhaps none
+
   // Bytes of the blocks that hold tokens now: packed, exact window (whole blocks) and sink. All layers.
   std::uint64_t HeldBytes() const;
 
   const BlockPool& pool() const { return pool_; }
+  BlockPool& pool() { return pool_; }
 
  private:
   // A ring of blocks: logical block b lives in slot b % refs.size().
@@ -127,7 +150,11 @@ class SequenceKv {
   };
 
   SequenceKv(BlockPool& pool, std::shared_ptr<const KvFormat> format, int max_tokens, int step_tokens_max);
-  Status TakeBlocks();
+  static Result<std::unique_ptr<SequenceKv>> Make(BlockPool& pool, std::shared_ptr<const KvFormat> format,
+                                                  int max_tokens, int step_tokens_max, const KvBeginning* beginning);
+  Status TakeBlocks(const KvBeginning* beginning);
+  Status TakeRing(const kernels::KvBlockLayout& layout, int n, std::span<const BlockRef> shared, Ring& ring);
+  void CopyState(const KvBeginning& beginning);
   void FillWindow(int begin, int end, Ring& ring) const;
   void SetSpans(int n_tokens);
   int n_tiers() const { return static_cast<int>(format_->tiers.size()); }
@@ -137,6 +164,7 @@ class SequenceKv {
   std::shared_ptr<const KvFormat> format_;
   int max_tokens_;
   int step_tokens_max_;
+  int n_shared_ = 0;
   std::vector<Layer> layers_;
   int n_tokens_ = 0;
   std::vector<Span> spans_;  // [n_tiers]
