@@ -3,13 +3,14 @@
 #include <algorithm>
 #include <utility>
 
+#include "libzeroc/base/check.h"
 #include "libzeroc/handoff/byte_codec.h"
 
 namespace zeroc {
 namespace {
 
 constexpr std::uint32_t kMagic = 0x54424b5a;  // "ZKBT"
-constexpr std::uint16_t kVersion = 2;         // 2: offsets in units of 16 bytes, not 64
+constexpr std::uint16_t kVersion = 3;         // 2: offsets in units of 16 bytes, not 64; 3: blocks present at decode
 constexpr std::size_t kNameBytesMax = 128;
 constexpr std::uint32_t kPromptTokensMax = 1u << 26;
 constexpr std::uint16_t kLayersMax = 1024;
@@ -27,13 +28,15 @@ bool IsBlockSize(std::uint32_t bytes) {
   return bytes > 0 && bytes % BlockRef::kUnitBytes == 0 && bytes <= kBlockBytesMax;
 }
 
-Status CheckLayer(const BlockTable::Layer& layer, std::uint32_t n_blocks, const std::string& where) {
+Status CheckLayer(const BlockTable::Layer& layer, std::uint32_t n_blocks, std::uint32_t n_present,
+                  const std::string& where) {
   const std::size_t n_packed = layer.blocks.n_packed();
-  if (n_packed + layer.blocks.exact.size() != n_blocks) {
-    return BadField(where + ": " + std::to_string(n_packed) + " packed and " +
-                    std::to_string(layer.blocks.exact.size()) + " exact blocks, the prompt has " +
+  if (n_packed + layer.blocks.exact.size() + n_present != n_blocks) {
+    return BadField(where + ": " + std::to_string(n_packed) + " packed, " + std::to_string(layer.blocks.exact.size()) +
+                    " exact and " + std::to_string(n_present) + " present blocks, the prompt has " +
                     std::to_string(n_blocks));
   }
+  if (layer.blocks.sink.valid() && n_present > 0) return BadField(where + ": a sink beside present blocks");
   if (layer.blocks.sink.valid() && n_packed == 0) return BadField(where + ": a sink without packed blocks");
   for (const TierBlocks& tier : layer.blocks.packed) {
     if (!IsBlockSize(tier.block_bytes)) return BadField(where + ": packed block size");
@@ -56,16 +59,22 @@ Status Differs(const std::string& what, const std::string& ours, const std::stri
 
 }  // namespace
 
-BlockTable BlockTable::Of(const SequenceKv& kv, int n_prompt_tokens, std::string model_fingerprint,
-                          std::string plan_id) {
+BlockTable BlockTable::Of(const SequenceKv& kv, int n_prompt_tokens, std::string model_fingerprint, std::string plan_id,
+                          int n_present) {
   const KvFormat& format = kv.format();
+  ZEROC_CHECK(n_present >= 0 && n_present <= format.LastingBlocksAt(n_prompt_tokens) &&
+                  n_present * kernels::kBlockTokens < n_prompt_tokens,
+              n_present, n_prompt_tokens);
   BlockTable table;
+  table.n_present_ = n_present;
   table.identity_ = {std::move(model_fingerprint), std::move(plan_id), format.profile, format.layout_hash};
   table.n_prompt_tokens_ = n_prompt_tokens;
   for (int l = 0; l < format.n_layers; ++l) {
     Layer layer;
     layer.blocks = kv.BlocksAt(l, n_prompt_tokens);
-    if (format.sink_tokens == 0) layer.blocks.sink = BlockRef{};
+    if (format.sink_tokens == 0 || n_present > 0) layer.blocks.sink = BlockRef{};
+    std::vector<BlockRef>& lasting = format.packs ? layer.blocks.packed[0].refs : layer.blocks.exact;
+    lasting.erase(lasting.begin(), lasting.begin() + n_present);
     if (layer.blocks.sink.valid()) layer.sink_bytes = static_cast<std::uint32_t>(format.sink.block_bytes);
     layer.exact_bytes = static_cast<std::uint32_t>(format.exact.block_bytes);
     table.layers_.push_back(std::move(layer));
@@ -98,6 +107,7 @@ std::string BlockTable::Serialise() const {
   out.Text(identity_.profile);
   out.Int(identity_.layout_hash);
   out.Int(static_cast<std::uint32_t>(n_prompt_tokens_));
+  out.Int(static_cast<std::uint32_t>(n_present_));
   out.Int(static_cast<std::uint16_t>(layers_.size()));
   for (const Layer& layer : layers_) {
     out.Int(layer.sink_bytes);
@@ -128,12 +138,15 @@ Result<BlockTable> BlockTable::Parse(std::span<const std::byte> bytes) {
   table.identity_.profile = in.Text(kNameBytesMax);
   table.identity_.layout_hash = in.Int<std::uint64_t>();
   const auto n_prompt_tokens = in.Int<std::uint32_t>();
+  const auto n_present = in.Int<std::uint32_t>();
   const auto n_layers = in.Int<std::uint16_t>();
   if (in.failed()) return BadField("truncated header");
   if (n_prompt_tokens == 0 || n_prompt_tokens > kPromptTokensMax) return BadField("n_prompt_tokens out of range");
+  if (n_present >= BlocksFor(n_prompt_tokens)) return BadField("n_present out of range");
   if (n_layers == 0 || n_layers > kLayersMax) return BadField("n_layers out of range");
   if (!in.Holds(n_layers, kLayerHeaderBytes)) return BadField("truncated");
   table.n_prompt_tokens_ = static_cast<int>(n_prompt_tokens);
+  table.n_present_ = static_cast<int>(n_present);
   table.layers_.resize(n_layers);
   std::uint64_t n_blocks = 0;
   for (std::uint16_t l = 0; l < n_layers; ++l) {
@@ -161,7 +174,7 @@ Result<BlockTable> BlockTable::Parse(std::span<const std::byte> bytes) {
       return BadField(where + ": truncated, or a block without a place");
     }
     if (has_sink == 1) layer.blocks.sink = sink[0];
-    ZEROC_RETURN_IF_ERROR(CheckLayer(layer, BlocksFor(n_prompt_tokens), where));
+    ZEROC_RETURN_IF_ERROR(CheckLayer(layer, BlocksFor(n_prompt_tokens), n_present, where));
   }
   if (!in.AtEnd()) return BadField("trailing bytes");
   table.Count();
@@ -192,6 +205,9 @@ Status BlockTable::CheckSameShape(const BlockTable& other) const {
   }
   if (n_prompt_tokens_ != other.n_prompt_tokens_) {
     return Differs("the prompt's length", std::to_string(n_prompt_tokens_), std::to_string(other.n_prompt_tokens_));
+  }
+  if (n_present_ != other.n_present_) {
+    return Differs("the number of present blocks", std::to_string(n_present_), std::to_string(other.n_present_));
   }
   if (n_layers() != other.n_layers()) {
     return Differs("the number of layers", std::to_string(n_layers()), std::to_string(other.n_layers()));

@@ -3,7 +3,8 @@
 //
 // Both sides derive the same list of blocks from the same SequenceKv rule, so a block is named by its index in the list
 // alone: layer by layer, packed blocks in token order (the oldest tier first), then the sink block where there is one,
-// then the exact tail.
+// then the exact tail. Blocks that decode holds already (the beginning of the prompt, in its prefix cache) are not in
+// the list at all: they have no index, no place that a writer could learn, and no checksum.
 // Plain values. Byte format: docs/handoff.md; the bytes are foreign and bounded by what they hold.
 #pragma once
 
@@ -47,8 +48,10 @@ class BlockTable {
   static constexpr std::uint32_t kBlocksMax =
       1u << 20;  // 4 MiB of units; 128k tokens of an 80-layer model are 160k blocks
 
-  // The blocks of the first n_prompt_tokens tokens of kv.
-  static BlockTable Of(const SequenceKv& kv, int n_prompt_tokens, std::string model_fingerprint, std::string plan_id);
+  // The blocks of the first n_prompt_tokens tokens of kv, without the first n_present lasting blocks of every layer;
+  // if there are any, without the sink too. n_present is below the number of the prompt's blocks.
+  static BlockTable Of(const SequenceKv& kv, int n_prompt_tokens, std::string model_fingerprint, std::string plan_id,
+                       int n_present = 0);
 
   // kInvalidArgument naming the field: unknown version, sizes that do not fit together, trailing bytes.
   static Result<BlockTable> Parse(std::span<const std::byte> bytes);
@@ -59,6 +62,10 @@ class BlockTable {
   int n_layers() const { return static_cast<int>(layers_.size()); }
   const Layer& layer(int layer_idx) const { return layers_[static_cast<std::size_t>(layer_idx)]; }
 
+  int n_present() const { return n_present_; }  // blocks of every layer
+  int n_present_tokens() const { return n_present_ * kernels::kBlockTokens; }
+
+  // Of what is listed, and so written.
   std::uint32_t n_blocks() const { return n_blocks_; }
   std::uint64_t n_bytes() const { return n_bytes_; }
 
@@ -77,6 +84,7 @@ class BlockTable {
 
   KvIdentity identity_;
   int n_prompt_tokens_ = 0;
+  int n_present_ = 0;
   std::vector<Layer> layers_;
   std::uint32_t n_blocks_ = 0;
   std::uint64_t n_bytes_ = 0;

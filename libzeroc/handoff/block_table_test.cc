@@ -58,6 +58,43 @@ TEST(BlockTableTest, SurvivesTheWire) {
   EXPECT_TRUE(table.CheckSameShape(*parsed).ok());
 }
 
+TEST(BlockTableTest, PresentBlocksAreNotListed) {
+  for (const int bits : {16, 4, 2}) {
+    const Side side(700, bits, 512);
+    const KvFormat& format = side.kv->format();
+    const BlockTable all = BlockTable::Of(*side.kv, 650, kModel, kPlan);
+    for (const int n_present : {1, 2, std::min(format.LastingBlocksAt(650), 10)}) {
+      const BlockTable table = BlockTable::Of(*side.kv, 650, kModel, kPlan, n_present);
+      EXPECT_EQ(table.n_present_tokens(), 64 * n_present);
+      const std::string bytes = table.Serialise();
+      const auto parsed = BlockTable::Parse(AsBytes(bytes));
+      ASSERT_TRUE(parsed.ok()) << parsed.status().ToString();
+      EXPECT_EQ(parsed->Extents(), table.Extents());
+      EXPECT_TRUE(parsed->CheckSameShape(table).ok());
+      EXPECT_NE(table.CheckSameShape(all).message().find("present"), std::string_view::npos);
+      // What is missing are the first blocks of every layer, and the sinks.
+      std::uint64_t missing = 0;
+      for (int l = 0; l < table.n_layers(); ++l) {
+        const LayerBlocks from = side.kv->BlocksAt(l, 650), to = table.layer(l).blocks;
+        const auto& lasting = format.packs ? from.packed[0].refs : from.exact;
+        const auto& listed = format.packs ? to.packed[0].refs : to.exact;
+        EXPECT_TRUE(std::equal(lasting.begin() + n_present, lasting.end(), listed.begin(), listed.end()));
+        EXPECT_FALSE(to.sink.valid());
+        missing += static_cast<std::uint64_t>(n_present) *
+                   static_cast<std::uint64_t>(format.packs ? from.packed[0].block_bytes : format.exact.block_bytes);
+        if (from.sink.valid() && format.sink_tokens > 0) missing += static_cast<std::uint64_t>(format.sink.block_bytes);
+      }
+      EXPECT_EQ(table.n_bytes() + missing, all.n_bytes());
+      std::string damaged = bytes;
+      const std::size_t at = 4 + 2 + 3 * 2 + std::size(kModel) - 1 + std::size(kPlan) - 1 + 4 + 8 + 4;
+      damaged[at] = static_cast<char>(n_present + 1);
+      EXPECT_EQ(BlockTable::Parse(AsBytes(damaged)).status().code(), StatusCode::kInvalidArgument);
+      damaged[at] = 11;  // as many as the prompt has
+      EXPECT_EQ(BlockTable::Parse(AsBytes(damaged)).status().code(), StatusCode::kInvalidArgument);
+    }
+  }
+}
+
 TEST(BlockTableTest, NamesWhatDiffers) {
   const Side side(700, 4, 512);
   const Side other_bits(700, 3, 512);

@@ -131,6 +131,30 @@ TEST_F(LeaseTableTest, RefusesWritesThatAreNotTheLeases) {
   EXPECT_TRUE(table_.AcceptWrite(kWriter, tag, end - 64, 64, now_));
 }
 
+// Blocks that another sequence holds too are in no list, so neither a write nor a commit can name them.
+TEST_F(LeaseTableTest, BlocksThatAreSharedCanNotBeWritten) {
+  constexpr int kPresent = 2;
+  const BlockTable layout = BlockTable::Of(*kv_, 300, kModel, kPlan, kPresent);
+  table_.Release(key_, OkStatus(), now_);
+  key_ = table_.Create(layout, now_).value();
+  Attach();
+  const std::vector<BlockExtent> listed = layout.Extents();
+  int n_refused = 0;
+  for (std::size_t i = 0; i < extents_.size(); ++i) {
+    const bool is_listed = std::find(listed.begin(), listed.end(), extents_[i]) != listed.end();
+    EXPECT_EQ(Write(i), is_listed) << "block " << i;
+    n_refused += is_listed ? 0 : 1;
+  }
+  EXPECT_EQ(n_refused, handoff_test::kLayers * (kPresent + 1)) << "of every layer two blocks and the sink";
+  // A write that begins in a listed block may not run into a shared one, and the other way round.
+  const BlockExtent& first = extents_[0];
+  EXPECT_FALSE(table_.AcceptWrite(kWriter, key_.tag(), first.offset, (kPresent + 1) * first.bytes, now_));
+  CommitMessage commit = Commit();
+  const LeaseActions failed = Message_(commit);
+  ASSERT_EQ(Of<LeaseFailed>(failed).size(), 1u);
+  EXPECT_NE(Of<LeaseFailed>(failed)[0].status.message().find("not there"), std::string_view::npos);
+}
+
 TEST_F(LeaseTableTest, WrongBytesAreNeverAdmitted) {
   Attach();
   WriteAll();

@@ -59,8 +59,14 @@ Result<SenderActions> Sender::OnBlocksReady(const SequenceKv& kv, const FinalBlo
   SenderActions out;
   if (ended_ || stopping()) return out;
   if (!local_.has_value()) {
-    BlockTable local =
-        BlockTable::Of(kv, remote_.n_prompt_tokens(), remote_.identity().model_fingerprint, remote_.identity().plan_id);
+    // The table is foreign: no more may be present than lasts.
+    if (remote_.n_present() > kv.format().LastingBlocksAt(remote_.n_prompt_tokens())) {
+      return FailedPrecondition("lease: " + std::to_string(remote_.n_present()) + " blocks are called present, " +
+                                std::to_string(kv.format().LastingBlocksAt(remote_.n_prompt_tokens())) +
+                                " have their lasting form");
+    }
+    BlockTable local = BlockTable::Of(kv, remote_.n_prompt_tokens(), remote_.identity().model_fingerprint,
+                                      remote_.identity().plan_id, remote_.n_present());
     ZEROC_RETURN_IF_ERROR(remote_.CheckSameShape(local));
     local_ = std::move(local);
   }
@@ -73,15 +79,18 @@ Result<SenderActions> Sender::OnBlocksReady(const SequenceKv& kv, const FinalBlo
 void Sender::AddBlocks(const SequenceKv& kv, const BlockTable::Layer& local, const FinalBlocks& blocks) {
   const auto n_packed = static_cast<std::uint32_t>(local.blocks.n_packed());
   const bool has_sink = local.blocks.sink.valid();
+  // Of what the engine counts from the prompt's first block on, the present ones are not in the list.
+  const int skipped_packed = kv.format().packs ? remote_.n_present() : 0;
+  const int skipped_exact = remote_.n_present() - skipped_packed;
   for (const BlockRange& range : blocks.packed) {
-    for (int b = range.begin; b < range.end; ++b) {
+    for (int b = std::max(range.begin - skipped_packed, 0); b < range.end - skipped_packed; ++b) {
       AddBlock(local.first_block + static_cast<std::uint32_t>(b), kv,
                local.blocks.packed_ref(static_cast<std::size_t>(b)));
     }
   }
   if (blocks.sink && has_sink) AddBlock(local.first_block + n_packed, kv, local.blocks.sink);
   const std::uint32_t first_exact = local.first_block + n_packed + (has_sink ? 1 : 0);
-  for (int b = blocks.exact_begin; b < blocks.exact_end; ++b) {
+  for (int b = std::max(blocks.exact_begin - skipped_exact, 0); b < blocks.exact_end - skipped_exact; ++b) {
     AddBlock(first_exact + static_cast<std::uint32_t>(b), kv, local.blocks.exact.at(static_cast<std::size_t>(b)));
   }
 }

@@ -31,7 +31,8 @@
 
 namespace zeroc {
 
-// Blocks of one layer that became final, as indices into SequenceKv::BlocksAt(layer, n_prompt_tokens).
+// Blocks of one layer that became final, as indices into SequenceKv::BlocksAt(layer, n_prompt_tokens). Those that are
+// present at decode (BlockTable::n_present) are passed over.
 struct FinalBlocks {
   int layer = 0;
   std::vector<BlockRange> packed;

@@ -115,6 +115,36 @@ TEST_F(SenderTest, NeighboursTravelTogetherAndEveryBlockOnce) {
   }
 }
 
+TEST_F(SenderTest, PresentBlocksAreNeitherSentNorCommitted) {
+  constexpr int kPresent = 5;
+  const BlockTable remote = BlockTable::Of(*decode_.kv, kTokens, kModel, kPlan, kPresent);
+  Sender sender({}, kLease, {0, 1, remote.n_blocks()}, remote, "decode");
+  sender.OnPeerUp(Delivery::kActiveMessage, now_);
+  sender.OnMessage(AttachAckMessage{kLease, 0, OkStatus()}, now_);
+  int n_writes = 0;
+  for (int layer = 0; layer < kLayers; ++layer) {
+    const auto n_packed = static_cast<int>(remote_.layer(layer).blocks.n_packed());
+    const auto n_exact = static_cast<int>(remote_.layer(layer).blocks.exact.size());
+    // In two calls, the border inside the present blocks.
+    for (const FinalBlocks& blocks :
+         {FinalBlocks{layer, {{0, 3}}, true, 0, 0}, FinalBlocks{layer, {{3, n_packed}}, false, 0, n_exact}}) {
+      n_writes += CountOf<PostWrite>(sender.OnBlocksReady(*prefill_.kv, blocks, now_).value());
+    }
+  }
+  EXPECT_EQ(sender.stats().bytes_posted, remote.n_bytes());
+  EXPECT_LT(remote.n_bytes(), remote_.n_bytes());
+  sender.OnFirstToken({5, -1, {}, 9, kTokens}, now_);
+  for (int i = 0; i < n_writes; ++i) sender.OnWriteDone(OkStatus(), now_);
+  const auto commits = Sent<CommitMessage>(sender.OnFlushDone(OkStatus(), now_));
+  ASSERT_EQ(commits.size(), 1u);
+  const auto from = BlockTable::Of(*prefill_.kv, kTokens, kModel, kPlan, kPresent).Extents();
+  ASSERT_EQ(commits[0].blocks.size(), from.size());
+  for (const BlockChecksum& block : commits[0].blocks) {
+    const BlockExtent& extent = from[block.block_idx];
+    EXPECT_EQ(block.checksum, Checksum64(prefill_.arena.span().subspan(extent.offset, extent.bytes)));
+  }
+}
+
 TEST_F(SenderTest, CommitsOnlyAfterTheFlushAndAllWrites) {
   const int n_writes = PostAll(Delivery::kPut);
   ASSERT_GT(n_writes, 1);
