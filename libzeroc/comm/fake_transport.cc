@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <limits>
 #include <new>
+#include <set>
 #include <utility>
 
 #include "libzeroc/base/check.h"
@@ -27,6 +29,7 @@ class FakeWire final : public Wire {
     if (!address.bytes.starts_with(kPrefix)) return InvalidArgument("fake: malformed address");
     const std::string to = address.bytes.substr(sizeof kPrefix - 1);
     links_[peer].to = to;
+    links_[peer].to_incarnation = network_.Incarnation(to);  // a successor of the same name is another process
     if (network_.FindNode(to) == nullptr) {
       network_.At(network_.detection_seconds_, name_, [this, peer] { Fail(peer, "no such peer"); });
     }
@@ -45,14 +48,16 @@ class FakeWire final : public Wire {
   void Put(PeerId peer, std::span<const std::byte> local, std::uint64_t remote_offset, Done done) override {
     auto packet = std::make_shared<FakeNetwork::Packet>();
     packet->is_put = true;
+    packet->header.kind = FrameKind::kPiece;
     packet->remote_offset = remote_offset;
-    ++links_[peer].open_puts;
-    Launch(peer, std::move(packet), local, std::move(done));
+    const std::uint64_t put = links_[peer].next_put++;
+    links_[peer].puts_under_way.insert(put);
+    Launch(peer, std::move(packet), local, std::move(done), put);
   }
 
   void FlushPuts(PeerId peer, Done done) override {
-    links_[peer].flushes.push_back(std::move(done));
-    FlushIfIdle(links_[peer]);
+    links_[peer].flushes.emplace_back(links_[peer].next_put, std::move(done));
+    FinishFlushes(links_[peer]);
   }
 
   void Close(PeerId peer, Done closed) override {
@@ -62,7 +67,8 @@ class FakeWire final : public Wire {
         open.packet->Detach();
         open.done(Cancelled("fake: closed"));
       }
-      for (const Done& done : node.mapped().flushes) done(Cancelled("fake: closed"));
+      for (const auto& [barrier, done] : node.mapped().flushes) done(Cancelled("fake: closed"));
+      LeaveOtherEnd(node.mapped());
     }
     closed(OkStatus());
   }
@@ -106,48 +112,72 @@ class FakeWire final : public Wire {
   };
   struct Link {
     std::string to;
+    std::uint64_t to_incarnation = 0;
+    std::uint64_t connection = 0;  // both ends know it; 0 until a frame was sent
     std::map<std::uint64_t, Outstanding> open;
     std::uint64_t next = 0;
-    int open_puts = 0;
-    std::vector<Done> flushes;
+    std::uint64_t next_put = 0;
+    std::set<std::uint64_t> puts_under_way;              // lost ones for ever
+    std::deque<std::pair<std::uint64_t, Done>> flushes;  // each waits for the puts below its number
   };
 
-  void Launch(PeerId peer, std::shared_ptr<FakeNetwork::Packet> packet, std::span<const std::byte> local, Done done) {
+  void Launch(PeerId peer, std::shared_ptr<FakeNetwork::Packet> packet, std::span<const std::byte> local, Done done,
+              std::uint64_t put = 0) {
     Link& link = links_[peer];
     packet->from = name_;
     packet->to = link.to;
+    packet->to_incarnation = link.to_incarnation;
     packet->local = local;
+    if (!packet->is_put) link.connection = packet->header.connection;
     if (draining_) {
       packet->Detach();
-      network_.Launch(packet, [](bool) {});
+      network_.Launch(
+          packet, [] {}, [](bool) {});
       return done(OkStatus());
     }
     const std::uint64_t id = link.next++;
     link.open[id] = {packet, std::move(done)};
-    network_.Launch(packet, [this, peer, id](bool delivered) { Landed(peer, id, delivered); });
+    network_.Launch(
+        packet, [this, peer, id] { Sent(peer, id); },
+        [this, peer, put](bool delivered) {
+          if (delivered) PutLanded(peer, put);
+        });
   }
 
-  void Landed(PeerId peer, std::uint64_t id, bool delivered) {
+  void Sent(PeerId peer, std::uint64_t id) {
     const auto it = links_.find(peer);
     if (it == links_.end()) return;
-    auto node = it->second.open.extract(id);
-    if (node.empty()) return;
-    const bool is_put = node.mapped().packet->is_put;
-    // A put that got lost never completes; a lost frame has left its sender all the same.
-    if (is_put && !delivered) {
-      it->second.open.insert(std::move(node));
-      return;
-    }
-    if (is_put) --it->second.open_puts;
-    node.mapped().done(OkStatus());
-    if (const auto again = links_.find(peer); again != links_.end()) FlushIfIdle(again->second);
+    const auto node = it->second.open.extract(id);
+    if (!node.empty()) node.mapped().done(OkStatus());
+  }
+  void PutLanded(PeerId peer, std::uint64_t put) {
+    const auto it = links_.find(peer);
+    if (it == links_.end()) return;
+    it->second.puts_under_way.erase(put);
+    FinishFlushes(it->second);
   }
 
-  void FlushIfIdle(Link& link) {
-    if (link.open_puts > 0) return;
-    std::vector<Done> flushes;
-    flushes.swap(link.flushes);
-    for (const Done& done : flushes) done(OkStatus());
+  void FinishFlushes(Link& link) {
+    std::vector<Done> over;
+    while (!link.flushes.empty() &&
+           (link.puts_under_way.empty() || *link.puts_under_way.begin() >= link.flushes.front().first)) {
+      over.push_back(std::move(link.flushes.front().second));
+      link.flushes.pop_front();
+    }
+    for (const Done& done : over) done(OkStatus());
+  }
+
+  // What a real transport's keepalive finds when the farewell got lost.
+  void LeaveOtherEnd(const Link& link) {
+    if (link.connection == 0) return;
+    network_.At(network_.detection_seconds_, link.to, [&network = network_, to = link.to, c = link.connection] {
+      if (FakeTransport* other = network.FindNode(to)) other->wire_->FailConnection(c);
+    });
+  }
+  void FailConnection(std::uint64_t connection) {
+    for (const auto& [peer, link] : links_) {
+      if (link.connection == connection) return Fail(peer, "the other end has closed the connection");
+    }
   }
 
   void Fail(PeerId peer, const std::string& why);
@@ -198,49 +228,90 @@ std::uint64_t FakeNetwork::Incarnation(const std::string& name) {
   return node == nullptr ? 0 : node->incarnation_;
 }
 
-void FakeNetwork::Launch(const std::shared_ptr<Packet>& packet, std::function<void(bool)> landed) {
+double FakeNetwork::Delay() {
   std::uniform_real_distribution<double> chance(0, 1);
-  const auto delay = [&] {
-    return faults_.delay_min_seconds + chance(rng_) * (faults_.delay_max_seconds - faults_.delay_min_seconds);
-  };
+  return faults_.delay_min_seconds + chance(rng_) * (faults_.delay_max_seconds - faults_.delay_min_seconds);
+}
+
+bool FakeNetwork::Chance(double probability) {
+  return probability > 0 && std::uniform_real_distribution<double>(0, 1)(rng_) < probability;
+}
+
+void FakeNetwork::Launch(const std::shared_ptr<Packet>& packet, std::function<void()> sent,
+                         std::function<void(bool)> landed) {
   FakeFate fate;
   if (script_) fate = script_(packet->from, packet->to, packet->header);
-  packet->to_incarnation = Incarnation(packet->to);
-  const bool drop = fate.drop || chance(rng_) < faults_.drop_probability;
-  const bool duplicate = fate.duplicate || chance(rng_) < faults_.duplicate_probability;
-  const double arrival = delay() + fate.extra_delay_seconds;
+  packet->from_incarnation = Incarnation(packet->from);
+  const bool drop = fate.drop || Chance(faults_.drop_probability);
+  const bool is_data = packet->header.kind == FrameKind::kPiece && !packet->local.empty();
+  const double arrival = Delay() + fate.extra_delay_seconds;
   const std::string receiver = packet->is_put ? std::string() : packet->to;  // the network card takes puts by itself
-  if (duplicate) {
+  const auto copy = [&packet] {
     auto second = std::make_shared<Packet>(*packet);
     second->copy.assign(packet->local.begin(), packet->local.end());
     second->local = second->copy;
-    At(arrival + delay(), receiver, [this, second] { Land(*second); });
+    return second;
+  };
+  std::shared_ptr<Packet> arriving = packet;
+  if (is_data && (fate.corrupt || Chance(faults_.corrupt_probability))) {
+    arriving = copy();
+    arriving->copy[rng_() % arriving->copy.size()] ^= std::byte{1} << static_cast<int>(rng_() % 8);
   }
-  if (!drop) At(arrival, receiver, [this, packet] { Land(*packet); });
-  // The sender's side lets go once the packet has arrived; a stalled receiver still holds it, so it gets a copy.
-  At(arrival, packet->from, [packet, landed = std::move(landed), drop] {
+  if (fate.duplicate || Chance(faults_.duplicate_probability)) {
+    At(arrival + Delay(), receiver, [this, second = copy()] { Land(*second); });
+  }
+  if (!drop) At(arrival, receiver, [this, arriving] { Land(*arriving); });
+  // A put leaves its sender before it lands. A frame is let go of once it has arrived; a stalled receiver still holds
+  // it, so it gets a copy.
+  const double leaves = packet->is_put ? arrival * std::uniform_real_distribution<double>(0, 1)(rng_) : arrival;
+  At(leaves, packet->from, [packet, sent = std::move(sent)] {
     packet->Detach();
-    landed(!drop);
+    sent();
   });
+  if (packet->is_put) At(arrival, packet->from, [drop, landed = std::move(landed)] { landed(!drop); });
 }
 
 void FakeNetwork::Land(const Packet& packet) {
   FakeTransport* to = FindNode(packet.to);
   if (to == nullptr || to->incarnation_ != packet.to_incarnation) return;
-  if (!packet.is_put) return to->core().OnFrame(EncodeFrameHeader(packet.header), packet.local);
-  ZEROC_CHECK(packet.remote_offset + packet.local.size() <= to->arena_.size(), packet.remote_offset);
-  std::memcpy(to->arena_.data() + packet.remote_offset, packet.local.data(), packet.local.size());
+  if (packet.is_put) {
+    ZEROC_CHECK(packet.remote_offset + packet.local.size() <= to->arena_.size(), packet.remote_offset);
+    std::memcpy(to->arena_.data() + packet.remote_offset, packet.local.data(), packet.local.size());
+  } else if (packet.header.kind == FrameKind::kPiece && Chance(faults_.rendezvous_probability)) {
+    LandByRendezvous(*to, packet);
+  } else {
+    to->core().OnFrame(EncodeFrameHeader(packet.header), packet.local);
+  }
+}
+
+void FakeNetwork::LandByRendezvous(FakeTransport& to, const Packet& packet) {
+  const auto target = to.core().BeginPiece(EncodeFrameHeader(packet.header), packet.local.size());
+  if (!target) return;
+  const std::size_t half = packet.local.size() / 2;
+  std::memcpy(target->to, packet.local.data(), half);
+  std::vector<std::byte> rest(packet.local.begin() + static_cast<std::ptrdiff_t>(half), packet.local.end());
+  At(Delay(), packet.to,
+     [this, target, half, rest = std::move(rest), name = packet.to, from = packet.from,
+      life = packet.from_incarnation] {
+       FakeTransport* node = FindNode(name);
+       if (Incarnation(from) != life) {
+         return node->core().EndPiece(*target, Unavailable("fake: the sender died during the copy"));
+       }
+       std::memcpy(target->to + half, rest.data(), rest.size());
+       node->core().EndPiece(*target, OkStatus());
+     });
 }
 
 void FakeNetwork::RunNodes() {
-  // Callbacks may create and destroy transports, so the names are taken first.
-  std::vector<std::string> names;
-  for (const auto& [name, node] : nodes_) names.push_back(name);
-  for (const std::string& name : names) {
-    FakeTransport* node = FindNode(name);
-    if (node == nullptr || node->stalled_) continue;
-    node->RunCommands();
-    node->core().Settle();
+  // Callbacks may create and destroy transports, so the place is kept by name.
+  for (auto it = nodes_.begin(); it != nodes_.end();) {
+    const std::string name = it->first;
+    FakeTransport* node = it->second;
+    if (node->alive_ && !node->stalled_) {
+      node->RunCommands();
+      if (FindNode(name) == node) node->core().Settle();
+    }
+    it = nodes_.upper_bound(name);
   }
 }
 

@@ -32,18 +32,24 @@ struct FakeFaults {
   double delay_max_seconds = 10e-6;
   double drop_probability = 0;       // lost for ever, as when its sender died right after: nothing is sent again
   double duplicate_probability = 0;  // delivered a second time later; harsher than any real transport
+  double corrupt_probability = 0;    // one bit of a piece or a put flips; messages and control frames stay whole
+  // A piece is accepted when it arrives and its second half is copied a delay later, as UCX does by rendezvous. A
+  // sender that died meanwhile leaves it half written.
+  double rendezvous_probability = 0;
 };
 
 // What happens to one frame; chosen by a script that looks at it.
 struct FakeFate {
   bool drop = false;
   bool duplicate = false;
+  bool corrupt = false;
   double extra_delay_seconds = 0;
 };
 
 class FakeNetwork {
  public:
-  // Called for every frame on sending; `from` and `to` are names of transports. Empty: only FakeFaults act.
+  // Called for every frame on sending; `from` and `to` are names of transports. A put comes as a kPiece without a
+  // connection. Empty: only FakeFaults act.
   using Script = std::function<FakeFate(const std::string& from, const std::string& to, const FrameHeader& header)>;
 
   explicit FakeNetwork(std::uint64_t seed, Delivery delivery = Delivery::kActiveMessage);
@@ -51,7 +57,8 @@ class FakeNetwork {
 
   void set_faults(const FakeFaults& faults) { faults_ = faults; }
   void set_script(Script script) { script_ = std::move(script); }
-  void set_failure_detection_seconds(double seconds) { detection_seconds_ = seconds; }  // of killed nodes; default 1 s
+  // Of killed nodes, and of a link whose other end has closed though its farewell was lost; default 1 s.
+  void set_failure_detection_seconds(double seconds) { detection_seconds_ = seconds; }
 
   // `options.name` names the node and must be unique among the living. kInvalidArgument.
   Result<std::unique_ptr<FakeTransport>> Create(const TransportOptions& options, TransportListener& listener);
@@ -63,6 +70,10 @@ class FakeNetwork {
   std::uint64_t RunUntilIdle(std::uint64_t steps_max = 1'000'000);
   // Everything due until now + seconds; the clock ends there.
   void RunFor(double seconds);
+
+  // The test's own work on the same clock, run inside Step. With a name it belongs to that node: held while the node is
+  // stalled, forgotten when it dies.
+  void At(double delay_seconds, const std::string& node, std::function<void()> event);
 
   double now_seconds() const { return now_; }
   std::uint64_t steps() const { return steps_; }
@@ -85,7 +96,7 @@ class FakeNetwork {
   struct Packet {
     std::string from, to;
     FrameHeader header;
-    std::uint64_t to_incarnation = 0;
+    std::uint64_t from_incarnation = 0, to_incarnation = 0;
     bool is_put = false;
     std::uint64_t remote_offset = 0;
     std::span<const std::byte> local;
@@ -93,9 +104,12 @@ class FakeNetwork {
     void Detach();
   };
 
-  void At(double delay_seconds, const std::string& node, std::function<void()> event);
-  void Launch(const std::shared_ptr<Packet>& packet, std::function<void(bool delivered)> landed);
+  double Delay();
+  bool Chance(double probability);
+  // `sent`: the local bytes may be reused. `landed`: of puts, at the sender, once they have arrived or were lost.
+  void Launch(const std::shared_ptr<Packet>& packet, std::function<void()> sent, std::function<void(bool)> landed);
   void Land(const Packet& packet);
+  void LandByRendezvous(FakeTransport& to, const Packet& packet);
   void RunNodes();
   double NextTimer() const;
   FakeTransport* FindNode(const std::string& name);
