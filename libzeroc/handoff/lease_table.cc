@@ -453,7 +453,7 @@ LeaseActions LeaseTable::Tick(std::int64_t now_ns) {
         for (Writer& writer : lease->writers) {
           if (writer.quiet || writer.gone_ns == 0 || now_ns - writer.gone_ns < options_.dead_writer_grace_ns) continue;
           writer.quiet = true;
-          waited_enough.push_back(lease.get());
+          if (waited_enough.empty() || waited_enough.back() != lease.get()) waited_enough.push_back(lease.get());
         }
         if (now_ns - lease->last_resend_ns >= options_.resend_ns) TellWriters(*lease, now_ns, &out);
         break;
@@ -462,8 +462,6 @@ LeaseActions LeaseTable::Tick(std::int64_t now_ns) {
         break;
     }
   }
-  std::sort(waited_enough.begin(), waited_enough.end());
-  waited_enough.erase(std::unique(waited_enough.begin(), waited_enough.end()), waited_enough.end());
   for (Lease* lease : waited_enough) EndIfQuiet(*lease, &out);
   for (Lease* lease : expired) {
     const std::string age = std::to_string((now_ns - lease->created_ns) / 1'000'000) + " ms after its reservation";

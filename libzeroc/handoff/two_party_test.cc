@@ -444,8 +444,6 @@ void RunOnce(std::uint64_t seed, Delivery delivery, Fault fault, Totals* totals)
         prefill = std::make_unique<PrefillNode>(network, sender_options, "prefill");
       }
     }
-    // A lost farewell leaves half a connection, which a real transport's keepalive finds.
-    if (tick == 2500) network.Cut("prefill", "decode");
     if (tick == resume_at) {
       network.Resume("prefill");
       network.Resume("decode");
