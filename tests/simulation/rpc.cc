@@ -1,0 +1,50 @@
+#include "tests/simulation/rpc.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace zeroc::simulation {
+
+void Call::Start(std::function<void()> serve) {
+  network_.At(delay_(), worker_, [self = shared_from_this(), serve = std::move(serve)] {
+    if (!self->served_) serve();
+  });
+}
+
+// Reaches the worker even where it overtakes the request itself, which is then never served.
+void Call::Cancel() {
+  if (std::exchange(over_, true)) return;
+  network_.At(delay_(), worker_, [self = shared_from_this()] {
+    if (std::exchange(self->served_, true)) return;
+    if (self->on_cancel) self->on_cancel();
+  });
+}
+
+void Call::Break(const Status& why) {
+  if (over_) return;
+  const auto done = on_done;
+  Cancel();
+  if (done) done(why);
+}
+
+void Call::Later(std::function<void()> at_router) {
+  last_arrival_ = std::max(last_arrival_, network_.now_seconds() + delay_());
+  network_.At(last_arrival_ - network_.now_seconds(), {}, std::move(at_router));
+}
+
+void Call::Send(RpcEvent event) {
+  if (served_) return;
+  Later([self = shared_from_this(), event = std::move(event)] {
+    if (!self->over_ && self->on_event) self->on_event(event);
+  });
+}
+
+void Call::End(const Status& status) {
+  if (std::exchange(served_, true)) return;
+  Later([self = shared_from_this(), status] {
+    if (std::exchange(self->over_, true)) return;
+    if (self->on_done) self->on_done(status);
+  });
+}
+
+}  // namespace zeroc::simulation
