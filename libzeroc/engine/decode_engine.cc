@@ -76,7 +76,16 @@ Status DecodeEngine::Admit(SequenceId id, DecodeStart start) {
   if (found == sequences_.end()) return NotFound("no sequence " + std::to_string(static_cast<std::uint64_t>(id)));
   Sequence& sequence = *found->second;
   if (sequence.listener != nullptr) return FailedPrecondition("the sequence was admitted before");
-  ZEROC_RETURN_IF_ERROR(start.sampling.Validate(model_.config().vocab_size));
+  if (start.n_streamed < 0 || start.n_streamed >= start.n_prompt_tokens) {
+    return InvalidArgument("n_streamed " + std::to_string(start.n_streamed) + " leaves nothing of a prompt of " +
+                           std::to_string(start.n_prompt_tokens) + " tokens");
+  }
+  ZEROC_RETURN_IF_ERROR(start.sampling.Validate(model_.config().vocab_size, start.n_streamed));
+  const bool knows_prompt = start.prompt.size() == static_cast<std::size_t>(start.n_prompt_tokens);
+  if (!knows_prompt && start.sampling.LooksAtPrompt(start.n_streamed)) {
+    return InvalidArgument("the sampling's penalties look at a prompt of " + std::to_string(start.n_prompt_tokens) +
+                           " tokens, and " + std::to_string(start.prompt.size()) + " were given");
+  }
   if (start.n_prompt_tokens != sequence.n_prompt_tokens || start.sampling.max_tokens > sequence.max_tokens) {
     return InvalidArgument("reserved for " + std::to_string(sequence.n_prompt_tokens) + " + " +
                            std::to_string(sequence.max_tokens) + " tokens, admitted with " +
@@ -86,7 +95,7 @@ Status DecodeEngine::Admit(SequenceId id, DecodeStart start) {
     return InvalidArgument("first token " + std::to_string(start.first_token.id) + " is not in the vocabulary");
   }
   sequence.kv->AdoptPrompt(start.n_prompt_tokens);
-  sequence.sampler = std::make_unique<Sampler>(start.sampling, start.prompt);
+  sequence.sampler = std::make_unique<Sampler>(start.sampling, start.prompt, start.n_streamed);
   sequence.sampler->Accept(start.first_token.id);
   sequence.sampling = std::move(start.sampling);
   sequence.listener = start.listener;

@@ -78,7 +78,11 @@ Result<PrefillJobId> PrefillEngine::Submit(PrefillJob job) {
                              std::to_string(model_.config().vocab_size) + ")");
     }
   }
-  ZEROC_RETURN_IF_ERROR(job.sampling.Validate(model_.config().vocab_size));
+  if (job.n_streamed < 0 || static_cast<std::size_t>(job.n_streamed) >= job.tokens.size()) {
+    return InvalidArgument("n_streamed " + std::to_string(job.n_streamed) + " leaves nothing of a prompt of " +
+                           std::to_string(job.tokens.size()) + " tokens");
+  }
+  ZEROC_RETURN_IF_ERROR(job.sampling.Validate(model_.config().vocab_size, job.n_streamed));
   if (n_waiting() >= options_.queue_max) {
     return ResourceExhausted("prefill queue: " + std::to_string(options_.queue_max) + " prompts wait already");
   }
@@ -139,10 +143,7 @@ void PrefillEngine::RunChunk(Job& job) {
   }
   if (!last) return;
   std::erase(waiting_, id);
-  const std::span<const std::int32_t> tokens = job.request.tokens;
-  const auto n_streamed = static_cast<std::size_t>(job.request.n_streamed);
-  Sampler sampler(job.request.sampling, tokens.first(tokens.size() - n_streamed));
-  for (const std::int32_t streamed : tokens.last(n_streamed)) sampler.Accept(streamed);
+  const Sampler sampler(job.request.sampling, job.request.tokens, job.request.n_streamed);
   job.request.listener->OnFirstToken(*job.kv, sampler.Sample(logits_, job.n_tokens()));
 }
 

@@ -5,6 +5,8 @@
 #include <limits>
 #include <string>
 
+#include "libzeroc/base/check.h"
+
 namespace zeroc {
 namespace {
 
@@ -77,7 +79,7 @@ Status Field(bool ok, const char* message) { return ok ? OkStatus() : InvalidArg
 
 }  // namespace
 
-Status SamplingParams::Validate(std::int64_t vocab_size) const {
+Status SamplingParams::Validate(std::int64_t vocab_size, int n_streamed) const {
   // Written so that NaN fails every range.
   ZEROC_RETURN_IF_ERROR(Field(max_tokens >= 1, "max_tokens must be at least 1"));
   ZEROC_RETURN_IF_ERROR(Field(temperature >= 0 && temperature <= 2, "temperature must be in [0, 2]"));
@@ -97,8 +99,8 @@ Status SamplingParams::Validate(std::int64_t vocab_size) const {
   for (const std::int32_t id : stop_ids) {
     ZEROC_RETURN_IF_ERROR(Field(id >= 0 && id < vocab_size, "stop token id out of range"));
   }
-  ZEROC_RETURN_IF_ERROR(
-      Field(forced_ids.size() <= static_cast<std::size_t>(max_tokens), "forced_ids are more than max_tokens"));
+  ZEROC_RETURN_IF_ERROR(Field(static_cast<std::int64_t>(forced_ids.size()) <= std::int64_t{max_tokens} + n_streamed,
+                              "forced_ids are more than max_tokens"));
   for (const auto* ids : {&forced_ids, &suppress_ids}) {
     for (const std::int32_t id : *ids) {
       ZEROC_RETURN_IF_ERROR(Field(id >= 0 && id < vocab_size, "forced or suppressed token id out of range"));
@@ -107,9 +109,17 @@ Status SamplingParams::Validate(std::int64_t vocab_size) const {
   return OkStatus();
 }
 
-Sampler::Sampler(const SamplingParams& params, std::span<const std::int32_t> prompt) : params_(params) {
-  if (params_.repetition_penalty == 1.0f) return;
-  for (const std::int32_t id : prompt) seen_.insert(id);
+Sampler::Sampler(const SamplingParams& params, std::span<const std::int32_t> prompt, int n_streamed) : params_(params) {
+  const auto n_after = static_cast<std::size_t>(n_streamed);
+  if (!params_.LooksAtPrompt(n_streamed)) {
+    n_accepted_ = n_after;
+    return;
+  }
+  ZEROC_CHECK(n_streamed >= 0 && n_after <= prompt.size(), n_streamed, prompt.size());
+  if (params_.repetition_penalty != 1.0f) {
+    for (const std::int32_t id : prompt.first(prompt.size() - n_after)) seen_.insert(id);
+  }
+  for (const std::int32_t id : prompt.last(n_after)) Accept(id);
 }
 
 void Sampler::Adjust(std::vector<float>& logits, int position) const {

@@ -6,6 +6,7 @@
 
 #include "libzeroc/handoff/byte_codec.h"
 #include "services/common/logging.h"
+#include "services/decode/decode_request.h"
 #include "services/worker/proto_convert.h"
 
 namespace zeroc {
@@ -14,10 +15,6 @@ namespace {
 constexpr std::size_t kFailedKept = 1024;
 constexpr std::chrono::milliseconds kTick(100);
 
-std::int64_t NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 double Seconds(std::int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 
 std::uint64_t RandomSeed() {
@@ -26,51 +23,6 @@ std::uint64_t RandomSeed() {
 }
 
 }  // namespace
-
-// One lease and the request it serves. The engine calls it as a listener; everything that is not constant or marked is
-// guarded by the core's mutex.
-struct DecodeCore::Request final : DecodeListener {
-  DecodeCore* core = nullptr;
-  LeaseKey key;
-  std::string request_id;
-  std::uint32_t attempt = 0;
-  SequenceId sequence{};
-  int n_prompt_tokens = 0;
-  std::uint64_t kv_bytes = 0;  // of the prompt, resident once committed
-
-  std::shared_ptr<EventSink<v1::DecodeEvent>> sink;
-  SamplingParams sampling;
-  std::vector<std::int32_t> prompt;
-  std::optional<LeaseReady> ready;
-  bool started = false;
-
-  // Engine thread.
-  std::int64_t admitted_ns = 0;
-
-  void OnToken(const SampledToken& token) override {
-    v1::DecodeEvent event;
-    event.mutable_tokens()->add_ids(static_cast<std::uint32_t>(token.id));
-    if (sampling.logprobs >= 0) *event.mutable_tokens()->add_logprobs() = LogprobsToProto(token);
-    sink->Send(std::move(event));
-    core->metrics_.AddGenerationTokens(1);
-  }
-  void OnFinished(FinishReason reason) override {
-    v1::DecodeEvent event;
-    const double seconds = Seconds(NowNs() - admitted_ns);
-    event.mutable_final()->set_finish_reason(FinishToProto(reason));
-    event.mutable_final()->set_decode_seconds(seconds);
-    sink->Send(std::move(event));
-    sink->End(OkStatus());
-    core->metrics_.ObserveDecodeTime(seconds);
-    core->metrics_.CountSuccess(reason == FinishReason::kStop ? "stop" : "length");
-    core->EndLease(key, OkStatus());
-  }
-  void OnFailed(const Status& status) override {
-    LogError("decode failed request=" + request_id + " error=\"" + status.ToString() + "\"");
-    sink->End(status);
-    core->EndLease(key, status);
-  }
-};
 
 // --- start and end ---
 
@@ -118,7 +70,7 @@ void DecodeCore::ScheduleTick() {
     LeaseActions actions;
     {
       MutexLock lock(mu_);
-      actions = leases_.Tick(NowNs());
+      actions = leases_.Tick(DecodeNowNs());
     }
     Do(std::move(actions));
     ScheduleTick();
@@ -186,7 +138,7 @@ Result<v1::Lease> DecodeCore::ReserveOnEngine(const v1::ReserveRequest& request,
   owned->kv_bytes = table.n_bytes();
   {
     MutexLock lock(mu_);
-    Result<LeaseKey> key = leases_.Create(table, NowNs());
+    Result<LeaseKey> key = leases_.Create(table, DecodeNowNs());
     if (!key.ok()) {
       engine_->Release(sequence);
       return key.status();
@@ -209,10 +161,25 @@ Result<v1::Lease> DecodeCore::ReserveOnEngine(const v1::ReserveRequest& request,
 
 // --- Generate ---
 
+Status DecodeCore::CheckGenerate(const v1::DecodeRequest& request, const SamplingParams& sampling) const {
+  const std::uint32_t n_prompt_tokens = request.n_prompt_tokens();
+  if (n_prompt_tokens == 0 || request.n_streamed() >= n_prompt_tokens) {
+    return InvalidArgument("n_streamed " + std::to_string(request.n_streamed()) + " leaves nothing of a prompt of " +
+                           std::to_string(n_prompt_tokens) + " tokens");
+  }
+  const int n_streamed = static_cast<int>(request.n_streamed());
+  const auto n_ids = static_cast<std::uint32_t>(request.prompt_ids_size());
+  if (n_ids != n_prompt_tokens && (n_ids != 0 || sampling.LooksAtPrompt(n_streamed))) {
+    return InvalidArgument("prompt_ids holds " + std::to_string(n_ids) + " of the prompt's " +
+                           std::to_string(n_prompt_tokens) + " tokens");
+  }
+  return sampling.Validate(model_.config().vocab_size, n_streamed);
+}
+
 void DecodeCore::Generate(const v1::DecodeRequest& request, std::shared_ptr<EventSink<v1::DecodeEvent>> sink) {
   Result<SamplingParams> sampling = SamplingFromProto(request.sampling());
   if (!sampling.ok()) return sink->End(sampling.status());
-  if (Status status = sampling->Validate(model_.config().vocab_size); !status.ok()) return sink->End(status);
+  if (Status status = CheckGenerate(request, *sampling); !status.ok()) return sink->End(status);
   const std::string name = "lease " + std::to_string(request.lease_id());
   RequestPtr found;
   Status refused;
@@ -233,7 +200,8 @@ void DecodeCore::Generate(const v1::DecodeRequest& request, std::shared_ptr<Even
     } else {
       found->sink = sink;
       found->sampling = *sampling;
-      found->prompt.assign(request.prompt_ids().begin(), request.prompt_ids().end());
+      found->prompt = IdsFromProto(request.prompt_ids());
+      found->n_streamed = static_cast<int>(request.n_streamed());
     }
   }
   if (!refused.ok()) return sink->End(refused);
@@ -259,7 +227,7 @@ void DecodeCore::AdmitOnEngine(const RequestPtr& request) {
     status = FailedPrecondition("prefill sampled with seed " + std::to_string(ready.first_token.seed) +
                                 ", decode was asked for " + std::to_string(request->sampling.seed));
   }
-  request->admitted_ns = NowNs();
+  request->admitted_ns = DecodeNowNs();
   v1::DecodeEvent event;
   v1::Admitted* admitted = event.mutable_admitted();
   const double wire_seconds = Seconds(ready.facts.last_write_ns - ready.facts.first_write_ns);
@@ -276,6 +244,7 @@ void DecodeCore::AdmitOnEngine(const RequestPtr& request) {
     start.n_prompt_tokens = request->n_prompt_tokens;
     start.first_token = {ready.first_token.id, ready.first_token.logprob, ready.first_token.top};
     start.listener = request.get();
+    start.n_streamed = request->n_streamed;
     status = engine_->Admit(request->sequence, std::move(start));
   }
   PublishUsage();
@@ -300,7 +269,7 @@ void DecodeCore::EndLease(const LeaseKey& key, const Status& why) {
     MutexLock lock(mu_);
     const auto it = requests_.find(key.lease_id);
     if (it != requests_.end() && it->second->key == key) sink = it->second->sink;
-    actions = leases_.Release(key, why, NowNs());
+    actions = leases_.Release(key, why, DecodeNowNs());
   }
   if (sink != nullptr && !why.ok()) sink->End(why);
   Do(std::move(actions));
@@ -338,7 +307,7 @@ void DecodeCore::Verify(const VerifyLease& verify) {
   LeaseActions actions;
   {
     MutexLock lock(mu_);
-    actions = leases_.OnVerified(verify.lease, status, NowNs());
+    actions = leases_.OnVerified(verify.lease, status, DecodeNowNs());
   }
   Do(std::move(actions));
 }
@@ -401,14 +370,14 @@ void DecodeCore::OnPeerUp(PeerId, const PeerInfo& info) {
 
 bool DecodeCore::AcceptWrite(PeerId peer, const WriteTag& tag, std::uint64_t offset, std::uint64_t bytes) {
   MutexLock lock(mu_);
-  return leases_.AcceptWrite(peer, tag, offset, bytes, NowNs());
+  return leases_.AcceptWrite(peer, tag, offset, bytes, DecodeNowNs());
 }
 
 void DecodeCore::OnWriteDone(PeerId, const WriteTag& tag, std::uint64_t, std::uint64_t bytes, const Status& status) {
   LeaseActions actions;
   {
     MutexLock lock(mu_);
-    actions = leases_.OnWriteDone(tag, bytes, status, NowNs());
+    actions = leases_.OnWriteDone(tag, bytes, status, DecodeNowNs());
   }
   Do(std::move(actions));
 }
@@ -418,7 +387,7 @@ Status DecodeCore::OnMessage(PeerId peer, std::uint16_t type, std::span<const st
   LeaseActions actions;
   {
     MutexLock lock(mu_);
-    ZEROC_ASSIGN_OR_RETURN(actions, leases_.OnMessage(peer, message, NowNs()));
+    ZEROC_ASSIGN_OR_RETURN(actions, leases_.OnMessage(peer, message, DecodeNowNs()));
   }
   Do(std::move(actions));
   return OkStatus();
@@ -432,7 +401,7 @@ void DecodeCore::OnPeerFailure(PeerId peer, const Status& status) {
   LeaseActions actions;
   {
     MutexLock lock(mu_);
-    actions = leases_.OnPeerFailure(peer, status, NowNs());
+    actions = leases_.OnPeerFailure(peer, status, DecodeNowNs());
   }
   LogInfo("KV peer down: " + EscapeControls(status.ToString()));
   Do(std::move(actions));

@@ -78,6 +78,7 @@ class DecodeCore final : private TransportListener {
   void OnPeerFailure(PeerId peer, const Status& status) override;
 
   Status CheckReserve(const v1::ReserveRequest& request, std::shared_ptr<const KvFormat>* format) const;
+  Status CheckGenerate(const v1::DecodeRequest& request, const SamplingParams& sampling) const;
   Result<v1::Lease> ReserveOnEngine(const v1::ReserveRequest& request, const std::shared_ptr<const KvFormat>& format);
 
   // Carries out what the lease table asked for; without mu_.

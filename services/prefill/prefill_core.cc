@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <limits>
 #include <utility>
 
 #include "libzeroc/handoff/byte_codec.h"
@@ -88,6 +87,10 @@ Result<PrefillCore::RequestPtr> PrefillCore::MakeRequest(const v1::PrefillReques
     return InvalidArgument("the lease holds " + std::to_string(table.n_prompt_tokens()) + " tokens, the prompt has " +
                            std::to_string(request.token_ids_size()));
   }
+  if (request.n_streamed() >= static_cast<std::uint32_t>(request.token_ids_size())) {
+    return InvalidArgument("n_streamed " + std::to_string(request.n_streamed()) + " leaves nothing of a prompt of " +
+                           std::to_string(request.token_ids_size()) + " tokens");
+  }
   ZEROC_RETURN_IF_ERROR(table.CheckPlaces(request.lease().arena_bytes()));
   ZEROC_ASSIGN_OR_RETURN(SamplingParams sampling, SamplingFromProto(request.sampling()));
   const Sender::Share share{0, 1, table.n_blocks()};
@@ -141,15 +144,11 @@ void PrefillCore::Run(const v1::PrefillRequest& request, Sink sink) {
   if (connection.up) OnPeerUp(connection.peer, connection.info);
 
   PrefillJob job;
-  job.tokens.reserve(static_cast<std::size_t>(request.token_ids_size()));
-  // Ids beyond the type's range become negative, which the engine refuses by name.
-  for (const std::uint32_t id : request.token_ids()) {
-    job.tokens.push_back(
-        id > static_cast<std::uint32_t>(std::numeric_limits<std::int32_t>::max()) ? -1 : static_cast<std::int32_t>(id));
-  }
+  job.tokens = IdsFromProto(request.token_ids());
   job.sampling = added->sampling;
   job.format = model_.formats().at(request.profile());
   job.listener = added.get();
+  job.n_streamed = static_cast<int>(request.n_streamed());
   const bool posted =
       engine_thread_->Post([this, added, job = std::move(job)]() mutable { SubmitOnEngine(added, std::move(job)); });
   if (!posted) Cancel(added->key, Unavailable("the prefill worker is stopping"));

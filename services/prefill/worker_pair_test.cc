@@ -3,258 +3,19 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
-#include <chrono>
-#include <filesystem>
-#include <functional>
-#include <random>
-#include <thread>
+#include <string>
+#include <vector>
 
-#include "libzeroc/base/check.h"
-#include "libzeroc/comm/loopback_transport.h"
-#include "libzeroc/comm/ucx/ucx_transport.h"
 #include "libzeroc/engine/local_generator.h"
-#include "services/common/grpc_server.h"
-#include "services/decode/decode_rpc.h"
-#include "services/prefill/prefill_rpc.h"
-#include "zeroc/v1/worker.grpc.pb.h"
+#include "services/prefill/worker_pair_testing.h"
+#include "services/worker/proto_convert.h"
 
 namespace zeroc {
 namespace {
 
-using std::chrono::milliseconds;
-using std::chrono::seconds;
+using namespace testing;  // NOLINT: the two workers and their requests
 
-constexpr char kModelDir[] = "models/zeroc-demo";
-constexpr char kDecodeName[] = "decode-under-test";
-constexpr int kSettleS = 15;
-
-enum class Wire { kLoopbackAm, kLoopbackPut, kUcxTcp };
-
-std::string WireName(Wire wire) {
-  return wire == Wire::kLoopbackAm ? "LoopbackAm" : wire == Wire::kLoopbackPut ? "LoopbackPut" : "UcxTcp";
-}
-
-template <typename T>
-T Must(Result<T> result) {
-  ZEROC_CHECK(result.ok(), result.status().ToString());
-  return std::move(*result);
-}
-
-// Opened once: the two workers of every test, and the single process that they are held against.
-struct Models {
-  std::unique_ptr<WorkerModel> decode = Must(WorkerModel::Open(kModelDir, "", 1));
-  std::unique_ptr<WorkerModel> prefill = Must(WorkerModel::Open(kModelDir, "", 1));
-  std::unique_ptr<WorkerModel> alone = Must(WorkerModel::Open(kModelDir, "", 1));
-};
-Models& TheModels() {
-  static Models models;
-  return models;
-}
-
-struct Outcome {
-  std::vector<std::int32_t> ids;
-  grpc::Status prefill, decode;
-  v1::FirstToken first;
-  v1::PrefillDone done;
-  v1::Admitted admitted;
-  v1::DecodeFinal final;
-  int n_dones = 0, n_admitted = 0, n_finals = 0;
-};
-
-class Cluster {
- public:
-  explicit Cluster(Wire wire, std::int64_t lease_expiry_ms = 30'000, std::uint64_t decode_kv_bytes = 96 << 20)
-      : wire_(wire) {
-    DecodeCore::Options decode;
-    decode.kv_bytes = decode_kv_bytes;
-    decode.lease_expiry_ms = lease_expiry_ms;
-    auto decode_core = Must(DecodeCore::Create(decode, *TheModels().decode, decode_metrics_, Factory(kDecodeName)));
-    decode_core_ = decode_core.get();
-    decode_service_ = MakeDecodeService(std::move(decode_core));
-    PrefillCore::Options prefill;
-    prefill.kv_bytes = 96 << 20;
-    prefill.chunk_tokens = 128;
-    auto prefill_core =
-        Must(PrefillCore::Create(prefill, *TheModels().prefill, prefill_metrics_, Factory("prefill-under-test")));
-    prefill_core_ = prefill_core.get();
-    prefill_service_ = MakePrefillService(std::move(prefill_core));
-    decode_server_ = Must(GrpcServer::Start("127.0.0.1:0", GrpcLimits(), {decode_service_->service()}));
-    prefill_server_ = Must(GrpcServer::Start("127.0.0.1:0", GrpcLimits(), {prefill_service_->service()}));
-    const auto channel = [](int port) { return MakeGrpcChannel("127.0.0.1:" + std::to_string(port), GrpcLimits()); };
-    decode_stub_ = v1::Decode::NewStub(channel(decode_server_->port()));
-    prefill_stub_ = v1::Prefill::NewStub(channel(prefill_server_->port()));
-  }
-  ~Cluster() {
-    prefill_server_->Shutdown(milliseconds(500));
-    decode_server_->Shutdown(milliseconds(500));
-    prefill_service_.reset();  // says good-bye to decode
-  }
-
-  DecodeCore& decode() { return *decode_core_; }
-  PrefillCore& prefill() { return *prefill_core_; }
-  v1::Decode::Stub& decode_stub() { return *decode_stub_; }
-  Metrics& decode_metrics() { return decode_metrics_; }
-
-  v1::ReserveRequest ReserveFor(int n_tokens, int max_tokens, const std::string& profile) {
-    v1::ReserveRequest request;
-    request.set_request_id("request-" + std::to_string(++n_requests_));
-    request.set_attempt(1);
-    request.set_n_prompt_tokens(static_cast<std::uint32_t>(n_tokens));
-    request.set_max_tokens(static_cast<std::uint32_t>(max_tokens));
-    request.set_profile(profile);
-    request.set_plan_id(TheModels().decode->plan_id());
-    request.set_model_fingerprint(TheModels().decode->fingerprint());
-    return request;
-  }
-  grpc::Status Reserve(const v1::ReserveRequest& request, v1::Lease* lease) {
-    grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() + seconds(kSettleS));
-    v1::ReserveResponse response;
-    const grpc::Status status = decode_stub_->Reserve(&context, request, &response);
-    *lease = response.lease();
-    return status;
-  }
-
-  // Both calls of one request; `on_event` sees each event's name as it comes and may act on the contexts.
-  using OnEvent =
-      std::function<void(const std::string& event, grpc::ClientContext& prefill, grpc::ClientContext& decode)>;
-  Outcome Run(const v1::ReserveRequest& reserve, const v1::Lease& lease, const std::vector<std::int32_t>& prompt,
-              const v1::SamplingParams& sampling, const OnEvent& on_event = nullptr) {
-    Outcome outcome;
-    v1::DecodeRequest decode;
-    decode.set_lease_id(lease.lease_id());
-    decode.set_generation(lease.generation());
-    decode.set_request_id(reserve.request_id());
-    *decode.mutable_sampling() = sampling;
-    decode.set_n_prompt_tokens(static_cast<std::uint32_t>(prompt.size()));
-    v1::PrefillRequest prefill;
-    prefill.set_request_id(reserve.request_id());
-    prefill.set_attempt(1);
-    prefill.mutable_token_ids()->Assign(prompt.begin(), prompt.end());
-    *prefill.mutable_sampling() = sampling;
-    prefill.set_profile(reserve.profile());
-    prefill.set_plan_id(reserve.plan_id());
-    prefill.set_model_fingerprint(reserve.model_fingerprint());
-    *prefill.mutable_lease() = lease;
-    prefill.set_decode_worker(kDecodeName);
-
-    grpc::ClientContext prefill_context, decode_context;
-    prefill_context.set_deadline(std::chrono::system_clock::now() + seconds(60));
-    decode_context.set_deadline(std::chrono::system_clock::now() + seconds(60));
-    const auto tell = [&](const std::string& event) {
-      if (on_event) on_event(event, prefill_context, decode_context);
-    };
-    const auto decode_stream = decode_stub_->Generate(&decode_context, decode);
-    std::thread prefill_thread([&] {
-      const auto stream = prefill_stub_->Run(&prefill_context, prefill);
-      tell("started");
-      v1::PrefillEvent event;
-      while (stream->Read(&event)) {
-        if (event.has_first_token()) outcome.first = event.first_token();
-        if (event.has_done()) outcome.done = event.done();
-        outcome.n_dones += event.has_done() ? 1 : 0;
-        tell(event.has_done() ? "done" : "first_token");
-      }
-      outcome.prefill = stream->Finish();
-      // As the router does: without prefill, or with nothing left to do, decode need not wait.
-      if (!outcome.prefill.ok() || outcome.first.finish_reason() != v1::FINISH_REASON_UNSPECIFIED)
-        decode_context.TryCancel();
-    });
-    v1::DecodeEvent event;
-    std::vector<std::int32_t> later;
-    while (decode_stream->Read(&event)) {
-      for (const std::uint32_t id : event.tokens().ids()) later.push_back(static_cast<std::int32_t>(id));
-      if (event.has_admitted()) outcome.admitted = event.admitted();
-      if (event.has_final()) outcome.final = event.final();
-      outcome.n_admitted += event.has_admitted() ? 1 : 0;
-      outcome.n_finals += event.has_final() ? 1 : 0;
-      tell(event.has_admitted() ? "admitted" : event.has_final() ? "final" : "token");
-    }
-    outcome.decode = decode_stream->Finish();
-    prefill_thread.join();
-    // As the router does: a call that was cancelled early may never have reached the worker.
-    if (outcome.n_finals == 0) {
-      grpc::ClientContext context;
-      v1::ReleaseRequest release;
-      v1::ReleaseResponse response;
-      release.set_lease_id(lease.lease_id());
-      release.set_generation(lease.generation());
-      release.set_request_id(reserve.request_id());
-      release.set_reason("test");
-      EXPECT_TRUE(decode_stub_->Release(&context, release, &response).ok());
-    }
-    outcome.ids.push_back(static_cast<std::int32_t>(outcome.first.id()));
-    outcome.ids.insert(outcome.ids.end(), later.begin(), later.end());
-    return outcome;
-  }
-
-  // All blocks of both workers are free and nothing is in flight.
-  ::testing::AssertionResult Settles() {
-    const auto until = std::chrono::steady_clock::now() + seconds(kSettleS);
-    while (decode().usage().n_blocks_used + prefill().usage().n_blocks_used + decode().in_flight() +
-               prefill().in_flight() >
-           0) {
-      if (std::chrono::steady_clock::now() > until) {
-        return ::testing::AssertionFailure()
-               << "decode holds " << decode().usage().n_blocks_used << " blocks of " << decode().in_flight()
-               << " requests, prefill " << prefill().usage().n_blocks_used << " of " << prefill().in_flight();
-      }
-      std::this_thread::sleep_for(milliseconds(10));
-    }
-    return ::testing::AssertionSuccess();
-  }
-
- private:
-  TransportFactory Factory(const std::string& name) {
-    return [this, name](TransportListener& listener) -> Result<std::unique_ptr<Transport>> {
-      if (wire_ == Wire::kUcxTcp) {
-        UcxTransportOptions options;
-        options.name = name;
-        options.tls = "tcp";
-        options.net_devices = "lo";
-        return CreateUcxTransport(options, listener);
-      }
-      TransportOptions options;
-      options.name = name;
-      options.piece_bytes = 64 << 10;
-      const Delivery delivery = wire_ == Wire::kLoopbackPut ? Delivery::kPut : Delivery::kActiveMessage;
-      auto transport = LoopbackTransport::Create(options, listener, hub_, delivery);
-      if (!transport.ok()) return transport.status();
-      return std::unique_ptr<Transport>(std::move(*transport));
-    };
-  }
-
-  const Wire wire_;
-  std::shared_ptr<LoopbackHub> hub_ = std::make_shared<LoopbackHub>();
-  Metrics decode_metrics_{"test"};
-  Metrics prefill_metrics_{"test"};
-  std::unique_ptr<WorkerService> decode_service_, prefill_service_;
-  DecodeCore* decode_core_ = nullptr;
-  PrefillCore* prefill_core_ = nullptr;
-  std::unique_ptr<GrpcServer> decode_server_, prefill_server_;
-  std::unique_ptr<v1::Decode::Stub> decode_stub_;
-  std::unique_ptr<v1::Prefill::Stub> prefill_stub_;
-  int n_requests_ = 0;
-};
-
-std::vector<std::int32_t> Prompt(int n_tokens) {
-  std::mt19937 rng(static_cast<unsigned>(n_tokens));
-  std::vector<std::int32_t> ids;
-  const auto vocab = static_cast<std::uint32_t>(TheModels().alone->config().vocab_size);
-  for (int i = 0; i < n_tokens; ++i) ids.push_back(static_cast<std::int32_t>(rng() % vocab));
-  return ids;
-}
-
-v1::SamplingParams Sampling(int max_tokens, float temperature = 0) {
-  v1::SamplingParams sampling;
-  sampling.set_max_tokens(static_cast<std::uint32_t>(max_tokens));
-  sampling.set_temperature(temperature);
-  sampling.set_seed(20260131);
-  sampling.set_ignore_eos(true);
-  return sampling;
-}
-
-class WorkerPairTest : public ::testing::TestWithParam<Wire> {};
+class WorkerPairTest : public ::testing::TestWithParam<WireKind> {};
 
 TEST_P(WorkerPairTest, GivesTheTokensOfASingleProcess) {
   Cluster cluster(GetParam());
@@ -286,7 +47,7 @@ TEST_P(WorkerPairTest, GivesTheTokensOfASingleProcess) {
       EXPECT_EQ(outcome.done.kv_bytes().wire(), outcome.admitted.kv_bytes().packed());
       EXPECT_EQ(outcome.done.kv_bytes().packed(), outcome.admitted.kv_bytes().packed());
       EXPECT_EQ(outcome.done.kv_bytes().raw(), outcome.admitted.kv_bytes().raw());
-      if (GetParam() != Wire::kLoopbackPut) {
+      if (GetParam() != WireKind::kLoopbackPut) {
         EXPECT_EQ(outcome.admitted.kv_bytes().wire(), outcome.done.kv_bytes().wire());
       }
       EXPECT_GT(outcome.done.wire_seconds(), 0);
@@ -296,6 +57,28 @@ TEST_P(WorkerPairTest, GivesTheTokensOfASingleProcess) {
       EXPECT_TRUE(cluster.Settles());
     }
   }
+}
+
+TEST_P(WorkerPairTest, GoesOnWhereAnEarlierAttemptBroke) {
+  Cluster cluster(GetParam());
+  constexpr int kMaxTokens = 16, kStreamed = 9;
+  std::vector<std::int32_t> tokens = Prompt(300);
+  v1::SamplingParams penalised = Sampling(kMaxTokens, 0.8f);
+  penalised.set_presence_penalty(0.5f);
+  penalised.set_frequency_penalty(0.5f);
+  penalised.set_repetition_penalty(1.2f);
+  const Completion alone = Must(GenerateLocally(TheModels().alone->model(), TheModels().alone->formats().at("q4"),
+                                                tokens, Must(SamplingFromProto(penalised)), nullptr, 128));
+  tokens.insert(tokens.end(), alone.ids.begin(), alone.ids.begin() + kStreamed);
+  penalised.set_max_tokens(kMaxTokens - kStreamed);
+  const v1::ReserveRequest reserve = cluster.ReserveFor(static_cast<int>(tokens.size()), kMaxTokens - kStreamed, "q4");
+  v1::Lease lease;
+  ASSERT_TRUE(cluster.Reserve(reserve, &lease).ok());
+  const Outcome outcome = cluster.Run(reserve, lease, tokens, penalised, nullptr, kStreamed);
+  ASSERT_TRUE(outcome.prefill.ok()) << outcome.prefill.error_message();
+  ASSERT_TRUE(outcome.decode.ok()) << outcome.decode.error_message();
+  EXPECT_EQ(outcome.ids, std::vector<std::int32_t>(alone.ids.begin() + kStreamed, alone.ids.end()));
+  EXPECT_TRUE(cluster.Settles());
 }
 
 TEST_P(WorkerPairTest, AFirstTokenThatEndsTheRequestNeedsNoDecode) {
@@ -359,11 +142,12 @@ TEST_P(WorkerPairTest, ALostPeerEndsBothSidesAndTheNextRequestConnectsAnew) {
   EXPECT_TRUE(cluster.Settles());
 }
 
-INSTANTIATE_TEST_SUITE_P(Wires, WorkerPairTest, ::testing::Values(Wire::kLoopbackAm, Wire::kLoopbackPut, Wire::kUcxTcp),
-                         [](const ::testing::TestParamInfo<Wire>& test) { return WireName(test.param); });
+INSTANTIATE_TEST_SUITE_P(Wires, WorkerPairTest,
+                         ::testing::Values(WireKind::kLoopbackAm, WireKind::kLoopbackPut, WireKind::kUcxTcp),
+                         [](const ::testing::TestParamInfo<WireKind>& test) { return WireName(test.param); });
 
 TEST(WorkerPairLimitsTest, ReserveRefusesWhatItCannotServe) {
-  Cluster cluster(Wire::kLoopbackAm, 30'000, 8 << 20);
+  Cluster cluster(WireKind::kLoopbackAm, 30'000, 8 << 20);
   v1::Lease lease;
   const auto code = [&](const std::function<void(v1::ReserveRequest&)>& change) {
     v1::ReserveRequest request = cluster.ReserveFor(64, 8, "bf16");
@@ -388,7 +172,7 @@ TEST(WorkerPairLimitsTest, ReserveRefusesWhatItCannotServe) {
 }
 
 TEST(WorkerPairLimitsTest, ALeaseThatNobodyFillsExpires) {
-  Cluster cluster(Wire::kLoopbackAm, 300);
+  Cluster cluster(WireKind::kLoopbackAm, 300);
   const v1::ReserveRequest reserve = cluster.ReserveFor(100, 8, "bf16");
   v1::Lease lease;
   ASSERT_TRUE(cluster.Reserve(reserve, &lease).ok());
@@ -416,7 +200,7 @@ TEST(WorkerPairLimitsTest, ALeaseThatNobodyFillsExpires) {
 }
 
 TEST(WorkerPairLimitsTest, PrefillRefusesWhatDoesNotFitTheLease) {
-  Cluster cluster(Wire::kLoopbackAm);
+  Cluster cluster(WireKind::kLoopbackAm);
   const v1::ReserveRequest reserve = cluster.ReserveFor(100, 8, "bf16");
   v1::Lease lease;
   ASSERT_TRUE(cluster.Reserve(reserve, &lease).ok());
@@ -428,6 +212,8 @@ TEST(WorkerPairLimitsTest, PrefillRefusesWhatDoesNotFitTheLease) {
   EXPECT_EQ(cluster.Run(bad_ids, lease, {1, -1, 2}, Sampling(8)).prefill.error_code(),
             grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_TRUE(cluster.Settles());
+  EXPECT_EQ(cluster.Run(bad_ids, lease, {1, 2, 3}, Sampling(8), nullptr, 3).prefill.error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
   v1::Lease truncated = lease;
   truncated.mutable_kv_layout()->resize(20);
   EXPECT_EQ(cluster.Run(bad_ids, truncated, {1, 2, 3}, Sampling(8)).prefill.error_code(),

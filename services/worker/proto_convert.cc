@@ -49,6 +49,13 @@ Result<SamplingParams> SamplingFromProto(const v1::SamplingParams& proto) {
   return params;
 }
 
+std::vector<std::int32_t> IdsFromProto(const google::protobuf::RepeatedField<std::uint32_t>& ids) {
+  std::vector<std::int32_t> out;
+  out.reserve(static_cast<std::size_t>(ids.size()));
+  for (const std::uint32_t id : ids) out.push_back(id > kIntMax ? -1 : static_cast<std::int32_t>(id));
+  return out;
+}
+
 v1::TokenLogprobs LogprobsToProto(const SampledToken& token) {
   v1::TokenLogprobs proto;
   proto.set_token_id(static_cast<std::uint32_t>(token.id));

@@ -1,0 +1,130 @@
+// Shared by the engines' tests: listeners that remember, and both engines' fixture over the tiny model.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <vector>
+
+#include "libzeroc/engine/decode_engine.h"
+#include "libzeroc/engine/local_generator.h"
+#include "libzeroc/engine/prefill_engine.h"
+#include "libzeroc/kv/owned_pool.h"
+#include "libzeroc/model/tiny_model_testing.h"
+
+namespace zeroc::testing {
+
+struct PrefillLog : PrefillListener {
+  void OnBlocksReady(const SequenceKv&, const ReadyBlocks& ready) override {
+    for (const BlockRange& range : ready.packed) {
+      for (int b = range.begin; b < range.end; ++b) {
+        EXPECT_TRUE(packed[ready.layer].insert(b).second) << "blocks are announced once";
+      }
+    }
+    sinks[ready.layer] += ready.sink ? 1 : 0;
+    auto& n_exact = exact[ready.layer];
+    EXPECT_EQ(ready.exact_begin, n_exact) << "blocks are announced once, in order";
+    EXPECT_GE(ready.exact_end, ready.exact_begin);
+    n_exact = ready.exact_end;
+    exact_at_call.push_back(n_exact);
+  }
+  void OnFirstToken(const SequenceKv& sequence, const SampledToken& sampled) override {
+    kv = &sequence;
+    token = sampled;
+  }
+  void OnFailed(const Status& s) override { status = s; }
+
+  std::map<int, std::set<int>> packed;
+  std::map<int, int> sinks, exact;
+  std::vector<int> exact_at_call;  // exact blocks announced so far, one entry for each call
+  const SequenceKv* kv = nullptr;
+  SampledToken token;
+  Status status;
+};
+
+struct DecodeLog : DecodeListener {
+  void OnToken(const SampledToken& token) override { ids.push_back(token.id); }
+  void OnFinished(FinishReason r) override {
+    ++n_finished;
+    reason = r;
+  }
+  void OnFailed(const Status& s) override { status = s; }
+
+  std::vector<std::int32_t> ids;
+  int n_finished = 0;
+  FinishReason reason = FinishReason::kStop;
+  Status status;
+};
+
+class EnginesTest : public ::testing::Test {
+ protected:
+  EnginesTest() : tiny_({}), threads_(2) {
+    model_ = Transformer::Open(tiny_.Open(), nullptr, kernels::ReferenceOps(), threads_).value();
+    plain_ = model_->Format("none").value();
+    // A 4-bit profile with two younger tiers and identity maps: packs without a calibration.
+    const ModelGeometry geometry = GeometryOf(model_->config());
+    const auto uniform = [&](int bits) {
+      return UniformProfile("packing", bits, geometry.n_layers, geometry.head_dim);
+    };
+    Profile profile = uniform(4);
+    profile.recent_tokens = 20;
+    profile.young = {{1, uniform(8).layers}, {2, uniform(3).layers}};
+    auto format = KvFormat::FromProfile(geometry, profile, 32).value();
+    std::vector<float> identity;
+    for (int g = 0; g < geometry.n_kv_heads; ++g) {
+      for (int i = 0; i < geometry.head_dim * geometry.head_dim; ++i) {
+        identity.push_back(i % (geometry.head_dim + 1) == 0 ? 1.0f : 0.0f);
+      }
+    }
+    format->k_map.assign(static_cast<std::size_t>(geometry.n_layers), identity);
+    format->q_map = format->k_map;
+    packing_ = format;
+  }
+
+  static SamplingParams Sampling(int max_tokens, float temperature = 0) {
+    SamplingParams sampling;
+    sampling.max_tokens = max_tokens;
+    sampling.temperature = temperature;
+    sampling.seed = 5;
+    sampling.ignore_eos = true;
+    return sampling;
+  }
+
+  std::unique_ptr<OwnedPool> Pool(int n_sequences, int max_tokens) {
+    return OwnedPool::Create(*packing_, n_sequences, max_tokens, 512).value();
+  }
+
+  // What the wire does, by memcpy.
+  void CopyPrompt(const SequenceKv& from, const SequenceKv& to, int n_tokens) {
+    const auto copy = [&](BlockRef a, BlockRef b, std::int32_t bytes) {
+      std::memcpy(to.pool().Data(b), from.pool().Data(a), static_cast<std::size_t>(bytes));
+    };
+    const KvFormat& format = from.format();
+    for (int layer = 0; layer < format.n_layers; ++layer) {
+      const LayerBlocks a = from.BlocksAt(layer, n_tokens), b = to.BlocksAt(layer, n_tokens);
+      ASSERT_EQ(a.packed.size(), b.packed.size());
+      ASSERT_EQ(a.exact.size(), b.exact.size());
+      for (std::size_t tier = 0; tier < a.packed.size(); ++tier) {
+        ASSERT_EQ(a.packed[tier].refs.size(), b.packed[tier].refs.size());
+        for (std::size_t i = 0; i < a.packed[tier].refs.size(); ++i) {
+          copy(a.packed[tier].refs[i], b.packed[tier].refs[i], static_cast<std::int32_t>(a.packed[tier].block_bytes));
+        }
+      }
+      for (std::size_t i = 0; i < a.exact.size(); ++i) copy(a.exact[i], b.exact[i], format.exact.block_bytes);
+      if (a.sink.valid()) copy(a.sink, b.sink, format.sink.block_bytes);
+    }
+  }
+
+  TinyModel tiny_;
+  ThreadPool threads_;
+  std::unique_ptr<Transformer> model_;
+  std::shared_ptr<const KvFormat> plain_, packing_;
+};
+
+}  // namespace zeroc::testing
