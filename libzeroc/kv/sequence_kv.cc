@@ -345,6 +345,87 @@ void SequenceKv::AdoptPrompt(int n_tokens) {
   SetSpans(n_tokens);
 }
 
+Status SequenceKv::Resize(int max_tokens, int step_tokens_max) {
+  ZEROC_CHECK(!in_step() && max_tokens >= max_tokens_ && step_tokens_max >= 1, max_tokens, max_tokens_,
+              step_tokens_max);
+  const bool needs_sink = format_->sink_tokens > 0 && format_->PackedBlocksAt(max_tokens) > 0;
+  struct Change {
+    Ring* ring;
+    std::size_t n_slots;
+    int live_begin, live_end;
+    std::vector<BlockRef> fresh;
+  };
+  std::vector<Change> changes;
+  std::vector<BlockRef> sinks;
+  // Everything that is missing first, so that a refusal changes nothing.
+  Status status;
+  const auto take = [&](const kernels::KvBlockLayout& layout, int n_slots, int live_begin, int live_end, Ring& ring) {
+    Change& change = changes.emplace_back(&ring, static_cast<std::size_t>(n_slots), live_begin, live_end);
+    const std::size_t n_have = ring.refs.size();
+    if (!status.ok() || change.n_slots <= n_have) return;
+    status = pool_.Allocate(static_cast<std::size_t>(layout.block_bytes), change.n_slots - n_have, &change.fresh);
+  };
+  for (std::size_t l = 0; l < layers_.size(); ++l) {
+    take(format_->exact, ExactSlots(*format_, max_tokens, step_tokens_max), exact_begin_, BlocksFor(n_tokens_),
+         layers_[l].exact);
+    for (int tier = 0; tier < n_tiers(); ++tier) {
+      const auto t = static_cast<std::size_t>(tier);
+      take(format_->tiers[t].layouts[l], TierSlots(*format_, tier, max_tokens, step_tokens_max), spans_[t].begin,
+           spans_[t].end, layers_[l].tiers[t]);
+    }
+    if (!needs_sink || layers_[l].sink.valid() || !status.ok()) continue;
+    status = pool_.Allocate(static_cast<std::size_t>(format_->sink.block_bytes), 1, &sinks);
+  }
+  if (!status.ok()) {
+    for (const Change& change : changes) {
+      for (const BlockRef ref : change.fresh) pool_.Release(ref);
+    }
+    for (const BlockRef ref : sinks) pool_.Release(ref);
+    return status.WithContext("KV for " + std::to_string(max_tokens) + " tokens");
+  }
+  for (Change& change : changes) {
+    Reshape(*change.ring, change.n_slots, change.live_begin, change.live_end, std::move(change.fresh));
+  }
+  std::size_t n_sinks = 0;
+  for (Layer& layer : layers_) {
+    if (!needs_sink || layer.sink.valid()) continue;
+    layer.sink = sinks[n_sinks++];
+    layer.sink_data = Data(layer.sink);
+  }
+  max_tokens_ = max_tokens;
+  step_tokens_max_ = step_tokens_max;
+  return OkStatus();
+}
+
+// Slots of live blocks move with their blocks; the others stay where they are, as far as they fit.
+void SequenceKv::Reshape(Ring& ring, std::size_t n_slots, int live_begin, int live_end, std::vector<BlockRef> spare) {
+  ZEROC_CHECK(live_end - live_begin <= static_cast<int>(n_slots), live_begin, live_end, n_slots);
+  if (n_slots == ring.refs.size()) return;
+  std::vector<BlockRef> refs(n_slots);
+  std::vector<bool> moved(ring.refs.size());
+  for (int b = live_begin; b < live_end; ++b) {
+    refs[static_cast<std::size_t>(b) % n_slots] = ring.At(b);
+    moved[static_cast<std::size_t>(b) % ring.refs.size()] = true;
+  }
+  std::vector<BlockRef> homeless;
+  for (std::size_t slot = 0; slot < ring.refs.size(); ++slot) {
+    if (moved[slot]) continue;
+    if (slot < n_slots && !refs[slot].valid()) {
+      refs[slot] = ring.refs[slot];
+    } else {
+      homeless.push_back(ring.refs[slot]);
+    }
+  }
+  homeless.insert(homeless.end(), spare.begin(), spare.end());
+  std::size_t next = 0;
+  for (BlockRef& ref : refs) {
+    if (!ref.valid()) ref = homeless[next++];
+  }
+  for (; next < homeless.size(); ++next) pool_.Release(homeless[next]);
+  ring.refs = std::move(refs);
+  ring.window.reserve(n_slots);
+}
+
 std::uint64_t SequenceKv::HeldBytes() const {
   std::uint64_t bytes = 0;
   for (std::size_t l = 0; l < layers_.size(); ++l) {

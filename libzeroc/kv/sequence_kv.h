@@ -79,6 +79,7 @@ class SequenceKv {
   const KvFormat& format() const { return *format_; }
   int n_tokens() const { return n_tokens_; }
   int max_tokens() const { return max_tokens_; }
+  int step_tokens_max() const { return step_tokens_max_; }
   bool in_step() const { return step_tokens_ > 0; }
   int n_shared_blocks() const { return n_shared_; }  // of every layer, from the first; nobody may write them
 
@@ -116,6 +117,11 @@ class SequenceKv {
   // On the sender n_tokens() == n_tokens; on the receiver the sequence is empty and the blocks are where the wire
   // writes.
   LayerBlocks BlocksAt(int layer, int n_tokens) const;
+
+  // Makes room for max_tokens tokens (not fewer than before) in steps of at most step_tokens_max. kResourceExhausted
+  // leaves everything as it was. Between steps. Every block that holds tokens keeps its place, and with the same
+  // step_tokens_max so does every block of BlocksAt where a wire may be writing.
+  Status Resize(int max_tokens, int step_tokens_max);
 
   // The receiver's commit: the wire has filled BlocksAt(., n_tokens). The sequence was empty.
   void AdoptPrompt(int n_tokens);
@@ -155,6 +161,7 @@ class SequenceKv {
   Status TakeBlocks(const KvBeginning* beginning);
   Status TakeRing(const kernels::KvBlockLayout& layout, int n, std::span<const BlockRef> shared, Ring& ring);
   void CopyState(const KvBeginning& beginning);
+  void Reshape(Ring& ring, std::size_t n_slots, int live_begin, int live_end, std::vector<BlockRef> spare);
   void FillWindow(int begin, int end, Ring& ring) const;
   void SetSpans(int n_tokens);
   int n_tiers() const { return static_cast<int>(format_->tiers.size()); }

@@ -8,6 +8,7 @@
 
 #include "libzeroc/checkpoint/model_config.h"
 #include "libzeroc/compression/profile.h"
+#include "libzeroc/kv/kv_snapshot.h"
 #include "libzeroc/kv/owned_pool.h"
 
 namespace zeroc {
@@ -123,6 +124,77 @@ TEST(SequenceKvTest, QueriesSeeEveryTokenOnceWhateverTheChunks) {
         EXPECT_EQ(fixture.pool().usage().n_blocks_used, 0u);
       }
     }
+  }
+}
+
+// Room grows while the sequence does, steps get longer and shorter, and its bytes leave for a snapshot and come back.
+TEST(SequenceKvTest, ResizedAndRestoredSequencesKeepEveryToken) {
+  const std::vector<int> young[] = {{}, {1}, {4}, {1, 3}, {1, 2, 1}, {20}};
+  for (const int recent : {0, 1, 63, 100, 200}) {
+    for (unsigned seed = 0; seed < 12; ++seed) {
+      PoolFixture fixture(4 << 20);
+      std::mt19937 rng(seed);
+      const auto format = seed == 11 ? Format(16, recent, 16) : Format(2, recent, 16, young[seed % 6]);
+      int step_max = 1;
+      auto kv = SequenceKv::Create(fixture.pool(), format, 1, step_max).value();
+      while (kv->n_tokens() < 900) {
+        if (rng() % 3 == 0 || kv->n_tokens() == kv->max_tokens()) {
+          step_max = 1 + static_cast<int>(rng() % 200);
+          ASSERT_TRUE(kv->Resize(kv->max_tokens() + static_cast<int>(1 + rng() % 130), step_max).ok());
+          EXPECT_EQ(fixture.pool().usage().bytes_used, SequenceKv::BytesNeeded(*format, kv->max_tokens(), step_max));
+        }
+        if (kv->n_tokens() > 0 && rng() % 8 == 0) {
+          const auto snapshot = KvSnapshot::Take(*kv);
+          ASSERT_TRUE(snapshot.ok());
+          EXPECT_EQ(snapshot->bytes(), kv->HeldBytes());
+          const int room = kv->max_tokens();
+          kv.reset();
+          EXPECT_EQ(fixture.pool().usage().n_blocks_used, 0u);
+          kv = SequenceKv::Create(fixture.pool(), format, room, step_max).value();
+          snapshot->Restore(*kv);
+        }
+        const int most = std::min(kv->max_tokens() - kv->n_tokens(), step_max);
+        if (most == 0) continue;
+        const int n = 1 + static_cast<int>(rng() % static_cast<unsigned>(most));
+        const int begin = kv->n_tokens();
+        RunStep(*kv, n);
+        for (int t = begin; t < begin + n; t += 1 + static_cast<int>(rng() % 20)) {
+          for (int layer = 0; layer < kLayers; ++layer) ASSERT_NO_FATAL_FAILURE(CheckSeen(*kv, layer, t));
+        }
+        kv->EndStep();
+      }
+      kv.reset();
+      EXPECT_EQ(fixture.pool().usage().n_blocks_used, 0u);
+    }
+  }
+}
+
+// The wire writes where the lease says, whatever room the output gets meanwhile; and a refusal changes nothing.
+TEST(SequenceKvTest, ResizeKeepsTheBlocksOfThePrompt) {
+  for (const int n_prompt : {1, 64, 65, 300, 700}) {
+    PoolFixture fixture(1 << 20);
+    const auto format = Format(3, 100, 16, {1, 2});
+    auto kv = SequenceKv::Create(fixture.pool(), format, n_prompt + 1, 1).value();
+    std::vector<LayerBlocks> before;
+    for (int layer = 0; layer < kLayers; ++layer) before.push_back(kv->BlocksAt(layer, n_prompt));
+    const auto used = [&] { return fixture.pool().usage().bytes_used; };
+    const auto same = [&] {
+      for (int layer = 0; layer < kLayers; ++layer) {
+        const LayerBlocks now = kv->BlocksAt(layer, n_prompt), &old = before[static_cast<std::size_t>(layer)];
+        EXPECT_EQ(now.exact, old.exact);
+        EXPECT_EQ(now.sink, old.sink);
+        for (std::size_t t = 0; t < old.packed.size(); ++t) EXPECT_EQ(now.packed[t].refs, old.packed[t].refs);
+      }
+    };
+    for (const int room : {n_prompt + 2, n_prompt + 64, n_prompt + 500}) {
+      ASSERT_TRUE(kv->Resize(room, 1).ok());
+      same();
+    }
+    const std::uint64_t held = used();
+    EXPECT_EQ(kv->Resize(1'000'000, 1).code(), StatusCode::kResourceExhausted);
+    EXPECT_EQ(used(), held);
+    EXPECT_EQ(kv->max_tokens(), n_prompt + 500);
+    same();
   }
 }
 
