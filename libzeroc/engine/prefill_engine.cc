@@ -1,6 +1,7 @@
 #include "libzeroc/engine/prefill_engine.h"
 
 #include <algorithm>
+#include <iterator>
 #include <string>
 
 #include "libzeroc/base/check.h"
@@ -10,16 +11,30 @@ namespace zeroc {
 struct PrefillEngine::Job {
   PrefillJobId id{};
   PrefillJob request;
-  std::unique_ptr<SequenceKv> kv;  // null while waiting for blocks
+  std::unique_ptr<SequenceKv> own;  // unless request.into
+  SequenceKv* kv = nullptr;         // null until started
+
+  int n_planned = 0;     // tokens of the step that is being planned
+  bool refused = false;  // its blocks, in this step
+  bool waited = false;   // for blocks, once at least
+  int n_overtakes = 0;   // jobs that started since
 
   int n_tokens() const { return static_cast<int>(request.tokens.size()); }
-  int n_done() const { return kv == nullptr ? 0 : kv->n_tokens(); }
+  int n_left() const { return n_tokens() - (kv == nullptr ? 0 : kv->n_tokens()) - n_planned; }
 };
 
 namespace {
 
+constexpr int kSlotTokens = kernels::kBlockTokens;  // chunks end at a block's end, except a prompt's last
+// Enough that short prompts pass while a long one waits for blocks, few enough that its wait stays that of a few jobs.
+constexpr int kOvertakesMax = 8;
+
+enum class Slot : std::uint8_t { kFirst, kShortest, kOldest };
+constexpr Slot kPattern[] = {Slot::kFirst, Slot::kShortest, Slot::kFirst, Slot::kShortest,
+                             Slot::kFirst, Slot::kShortest, Slot::kFirst, Slot::kOldest};
+
 // Turns the forward pass's "layer written" into the job's "blocks ready".
-class LayerForwarder : public ForwardObserver {
+class LayerForwarder {
  public:
   // The chunk is the prompt's tokens [kv.n_tokens(), end); chunks begin at a block's first token.
   LayerForwarder(const SequenceKv& kv, PrefillListener& listener, int end, int n_prompt)
@@ -42,7 +57,7 @@ class LayerForwarder : public ForwardObserver {
     exact_end_ = std::max(written - tail, exact_begin_);
   }
 
-  void OnLayerWritten(int layer) override {
+  void OnLayerWritten(int layer) {
     if (packed_.empty() && !sink_ && exact_begin_ >= exact_end_) return;
     listener_.OnBlocksReady(kv_, {layer, packed_, sink_, exact_begin_, exact_end_});
   }
@@ -53,6 +68,15 @@ class LayerForwarder : public ForwardObserver {
   std::vector<BlockRange> packed_;
   bool sink_ = false;
   int exact_begin_, exact_end_;
+};
+
+// One forward pass may hold chunks of several jobs.
+class StepForwarder : public ForwardObserver {
+ public:
+  std::vector<LayerForwarder> jobs;
+  void OnLayerWritten(int layer) override {
+    for (LayerForwarder& job : jobs) job.OnLayerWritten(layer);
+  }
 };
 
 }  // namespace
@@ -66,7 +90,7 @@ PrefillEngine::PrefillEngine(Transformer& model, BlockPool& pool, const Options&
 PrefillEngine::~PrefillEngine() = default;
 
 Result<PrefillJobId> PrefillEngine::Submit(PrefillJob job) {
-  ZEROC_CHECK(job.listener != nullptr && job.format != nullptr);
+  ZEROC_CHECK(job.listener != nullptr && (job.format != nullptr || job.into != nullptr));
   const auto max_positions = static_cast<std::size_t>(model_.config().max_positions);
   if (job.tokens.empty() || job.tokens.size() > max_positions) {
     return InvalidArgument("a prompt of " + std::to_string(job.tokens.size()) + " tokens; the model takes 1 to " +
@@ -100,63 +124,152 @@ void PrefillEngine::Release(PrefillJobId id) {
   std::erase(waiting_, id);
 }
 
+int PrefillEngine::n_queued() const {
+  return static_cast<int>(
+      std::count_if(waiting_.begin(), waiting_.end(), [this](PrefillJobId id) { return jobs_.at(id)->kv == nullptr; }));
+}
+
 std::int64_t PrefillEngine::waiting_tokens() const {
   std::int64_t n = 0;
-  for (const PrefillJobId id : waiting_) {
-    const Job& job = *jobs_.at(id);
-    n += job.n_tokens() - job.n_done();
-  }
+  for (const PrefillJobId id : waiting_) n += jobs_.at(id)->n_left();
   return n;
 }
 
+void PrefillEngine::Fail(Job& job, const Status& status) {
+  std::erase(waiting_, job.id);
+  job.request.listener->OnFailed(status);  // may release the job
+}
+
+void PrefillEngine::DropLate(std::int64_t now_ns) {
+  const std::vector<PrefillJobId> ids = waiting_;
+  for (const PrefillJobId id : ids) {
+    const auto found = jobs_.find(id);
+    if (found == jobs_.end()) continue;
+    Job& job = *found->second;
+    if (job.request.deadline_ns == 0 || now_ns < job.request.deadline_ns) continue;
+    const int n_done = job.n_tokens() - job.n_left();
+    Fail(job, DeadlineExceeded("the deadline passed with " + std::to_string(n_done) + " of " +
+                               std::to_string(job.n_tokens()) + " prompt tokens computed"));
+  }
+}
+
 PrefillEngine::StartResult PrefillEngine::Start(Job& job) {
-  Result<std::unique_ptr<SequenceKv>> kv =
-      SequenceKv::Create(pool_, job.request.format, job.n_tokens(), std::min(options_.chunk_tokens, job.n_tokens()));
-  if (kv.ok()) {
-    job.kv = std::move(kv).value();
+  job.kv = job.request.into;
+  Status status;
+  if (job.kv == nullptr) {
+    Result<std::unique_ptr<SequenceKv>> own =
+        SequenceKv::Create(pool_, job.request.format, job.n_tokens(), std::min(options_.chunk_tokens, job.n_tokens()));
+    status = own.status();
+    if (own.ok()) job.own = std::move(own).value();
+    job.kv = job.own.get();
+  }
+  if (status.ok()) {
+    for (const PrefillJobId id : waiting_) {
+      Job& other = *jobs_.at(id);
+      if (other.waited && other.kv == nullptr) ++other.n_overtakes;
+    }
     job.request.listener->OnStarted();
     return StartResult::kStarted;
   }
   const bool others_hold_blocks = pool_.usage().n_blocks_used > 0;
-  if (kv.status().code() == StatusCode::kResourceExhausted && others_hold_blocks) return StartResult::kMustWait;
-  std::erase(waiting_, job.id);
-  job.request.listener->OnFailed(kv.status());  // may release the job
+  if (status.code() == StatusCode::kResourceExhausted && others_hold_blocks) {
+    job.refused = job.waited = true;
+    return StartResult::kMustWait;
+  }
+  Fail(job, status);
   return StartResult::kFailed;
 }
 
-void PrefillEngine::RunChunk(Job& job) {
-  const PrefillJobId id = job.id;
-  const int n_new = std::min(options_.chunk_tokens, job.n_tokens() - job.kv->n_tokens());
-  const bool last = job.kv->n_tokens() + n_new == job.n_tokens();
-  const ForwardSequence sequence{
-      job.kv.get(),
-      std::span(job.request.tokens)
-          .subspan(static_cast<std::size_t>(job.kv->n_tokens()), static_cast<std::size_t>(n_new)),
-      last ? 1 : 0};
-  logits_.resize(static_cast<std::size_t>(model_.config().vocab_size));
-  LayerForwarder forwarder(*job.kv, *job.request.listener, job.kv->n_tokens() + n_new, job.n_tokens());
-  const Status status = model_.Forward({&sequence, 1}, logits_.data(), &forwarder);
-  if (!status.ok()) {
-    std::erase(waiting_, id);
-    job.request.listener->OnFailed(status);
-    return;
+PrefillEngine::Job* PrefillEngine::Next(int budget) {
+  const Job* overtaken = nullptr;
+  for (const PrefillJobId id : waiting_) {
+    const Job& job = *jobs_.at(id);
+    if (overtaken == nullptr && job.kv == nullptr && job.n_overtakes >= kOvertakesMax) overtaken = &job;
   }
-  if (!last) return;
-  std::erase(waiting_, id);
-  const Sampler sampler(job.request.sampling, job.request.tokens, job.request.n_streamed);
-  job.request.listener->OnFirstToken(*job.kv, sampler.Sample(logits_, job.n_tokens()));
+  const Slot slot = kPattern[slot_ % std::size(kPattern)];
+  const auto better = [slot](const Job& a, const Job& b) {  // b is older
+    if (slot == Slot::kOldest) return false;
+    if (a.request.priority != b.request.priority) return a.request.priority > b.request.priority;
+    return slot == Slot::kShortest && a.n_left() < b.n_left();
+  };
+  Job* best = nullptr;
+  for (const PrefillJobId id : waiting_) {
+    Job& job = *jobs_.at(id);
+    const int n_next = std::min(job.n_left(), kSlotTokens);
+    if (n_next == 0 || n_next > budget || job.refused) continue;
+    if (job.kv == nullptr && overtaken != nullptr && overtaken != &job) continue;
+    if (best == nullptr || better(job, *best)) best = &job;
+  }
+  return best;
 }
 
-bool PrefillEngine::Step() {
-  while (!waiting_.empty()) {
-    Job& job = *jobs_.at(waiting_.front());
-    const StartResult started = job.kv == nullptr ? Start(job) : StartResult::kStarted;
-    if (started == StartResult::kMustWait) return false;  // the Release of another job wakes the loop
-    if (started == StartResult::kFailed) continue;
-    RunChunk(job);
-    return true;
+std::vector<PrefillEngine::Chunk> PrefillEngine::PlanStep() {
+  for (const PrefillJobId id : waiting_) {
+    Job& job = *jobs_.at(id);
+    job.n_planned = 0;
+    job.refused = false;
   }
-  return false;
+  std::vector<Chunk> chunks;
+  int budget = options_.chunk_tokens;
+  while (Job* job = Next(budget)) {
+    const StartResult started = job->kv == nullptr ? Start(*job) : StartResult::kStarted;
+    if (started != StartResult::kStarted) continue;
+    const int n = std::min(job->n_left(), kSlotTokens);
+    const auto same = std::find_if(chunks.begin(), chunks.end(), [job](const Chunk& c) { return c.id == job->id; });
+    if (same == chunks.end()) {
+      chunks.push_back({job->id, n});
+    } else {
+      same->n_tokens += n;
+    }
+    job->n_planned += n;
+    budget -= n;
+    ++slot_;
+  }
+  return chunks;
+}
+
+void PrefillEngine::RunStep(const std::vector<Chunk>& chunks) {
+  std::vector<ForwardSequence> sequences;
+  std::vector<bool> is_last;
+  StepForwarder forwarder;
+  last_step_tokens_ = 0;
+  for (const Chunk& chunk : chunks) {
+    Job& job = *jobs_.at(chunk.id);
+    job.n_planned = 0;
+    const int begin = job.kv->n_tokens(), end = begin + chunk.n_tokens;
+    is_last.push_back(end == job.n_tokens());
+    const auto tokens = std::span<const std::int32_t>(job.request.tokens)
+                            .subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(chunk.n_tokens));
+    sequences.push_back({job.kv, tokens, is_last.back() ? 1 : 0});
+    forwarder.jobs.emplace_back(*job.kv, *job.request.listener, end, job.n_tokens());
+    last_step_tokens_ += chunk.n_tokens;
+  }
+  const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
+  logits_.resize(vocab * static_cast<std::size_t>(std::count(is_last.begin(), is_last.end(), true)));
+  const Status status = model_.Forward(sequences, logits_.data(), &forwarder);
+  std::span<const float> logits(logits_);
+  for (std::size_t i = 0; i < chunks.size(); ++i) {
+    const auto found = jobs_.find(chunks[i].id);
+    const bool is_there = found != jobs_.end();
+    if (is_there && !status.ok()) Fail(*found->second, status);
+    if (!is_last[i] || !status.ok()) continue;
+    if (is_there) Finish(*found->second, logits.first(vocab));
+    logits = logits.subspan(vocab);
+  }
+}
+
+void PrefillEngine::Finish(Job& job, std::span<const float> logits) {
+  std::erase(waiting_, job.id);
+  const Sampler sampler(job.request.sampling, job.request.tokens, job.request.n_streamed);
+  job.request.listener->OnFirstToken(*job.kv, sampler.Sample(logits, job.n_tokens()));  // may release the job
+}
+
+bool PrefillEngine::Step(std::int64_t now_ns) {
+  DropLate(now_ns);
+  const std::vector<Chunk> chunks = PlanStep();
+  if (chunks.empty()) return false;  // a Submit, or the Release of another job, wakes the loop
+  RunStep(chunks);
+  return true;
 }
 
 }  // namespace zeroc

@@ -43,6 +43,11 @@ const Buckets& TransferBuckets() {
   static const Buckets buckets{.001, .005, .01, .025, .05, .075, .1, .2, .3, .5, .75, 1, 2.5, 5, 10, 30, 60};
   return buckets;
 }
+// vLLM's, too.
+const Buckets& IterationBuckets() {
+  static const Buckets buckets{1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384};
+  return buckets;
+}
 const Buckets& RatioBuckets() {
   static const Buckets buckets{1, 1.5, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16};
   return buckets;
@@ -126,6 +131,10 @@ struct Metrics::Families {
   Histograms decode = MakeHistogram("vllm:request_decode_time_seconds", "Time in decode.", E2eBuckets(), vllm);
   Gauges running = MakeGauge("vllm:num_requests_running", "Requests running.", vllm);
   Gauges waiting = MakeGauge("vllm:num_requests_waiting", "Requests waiting.", vllm);
+  Gauges swapped = MakeGauge("vllm:num_requests_swapped", "Requests preempted, their KV swapped out.", vllm);
+  Counters preemptions = MakeCounter("vllm:num_preemptions_total", "Preemptions.", vllm);
+  Histograms iteration =
+      MakeHistogram("vllm:iteration_tokens_total", "Tokens of one engine step.", IterationBuckets(), vllm);
   Gauges kv_usage = MakeGauge("vllm:kv_cache_usage_perc", "KV cache in use, 0 to 1.", vllm);
   Counters prompt_tokens = MakeCounter("vllm:prompt_tokens_total", "Prompt tokens.", vllm);
   Counters generation_tokens = MakeCounter("vllm:generation_tokens_total", "Generated tokens.", vllm);
@@ -178,6 +187,9 @@ void Metrics::ObservePrefillTime(double seconds) { families_->prefill.Get().Obse
 void Metrics::ObserveDecodeTime(double seconds) { families_->decode.Get().Observe(seconds); }
 void Metrics::SetRequestsRunning(double n) { families_->running.Get().Set(n); }
 void Metrics::SetRequestsWaiting(double n) { families_->waiting.Get().Set(n); }
+void Metrics::SetRequestsSwapped(double n) { families_->swapped.Get().Set(n); }
+void Metrics::CountPreemption(int n) { families_->preemptions.Get().Increment(n); }
+void Metrics::ObserveIterationTokens(int n) { families_->iteration.Get().Observe(n); }
 void Metrics::SetKvCacheUsage(double share) { families_->kv_usage.Get().Set(share); }
 void Metrics::AddPromptTokens(std::uint64_t n) { families_->prompt_tokens.Get().Increment(static_cast<double>(n)); }
 void Metrics::AddGenerationTokens(std::uint64_t n) {

@@ -54,6 +54,9 @@ class Metrics {
   void ObserveDecodeTime(double seconds);
   void SetRequestsRunning(double n);
   void SetRequestsWaiting(double n);
+  void SetRequestsSwapped(double n);   // preempted, their KV in ordinary memory
+  void CountPreemption(int n = 1);     // n = 0: as CountRetry
+  void ObserveIterationTokens(int n);  // of one step of an engine
   void SetKvCacheUsage(double share);  // [0, 1]
   void AddPromptTokens(std::uint64_t n);
   void AddGenerationTokens(std::uint64_t n);

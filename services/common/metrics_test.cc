@@ -32,6 +32,9 @@ void TouchEverything(Metrics& m) {
   m.ObserveDecodeTime(0.1);
   m.SetRequestsRunning(1);
   m.SetRequestsWaiting(1);
+  m.SetRequestsSwapped(1);
+  m.CountPreemption();
+  m.ObserveIterationTokens(64);
   m.SetKvCacheUsage(0.5);
   m.AddPromptTokens(5);
   m.AddGenerationTokens(5);
@@ -81,6 +84,9 @@ TEST(Metrics, EveryMetricOfTheDesignIsThere) {
                                        "vllm:request_decode_time_seconds",
                                        "vllm:num_requests_running",
                                        "vllm:num_requests_waiting",
+                                       "vllm:num_requests_swapped",
+                                       "vllm:num_preemptions_total",
+                                       "vllm:iteration_tokens_total",
                                        "vllm:kv_cache_usage_perc",
                                        "vllm:prompt_tokens_total",
                                        "vllm:generation_tokens_total",

@@ -40,7 +40,8 @@ Status PrefillCore::Open(const TransportFactory& transport) {
   engine_ = std::make_unique<PrefillEngine>(model_.model(), *pool_,
                                             PrefillEngine::Options{options_.chunk_tokens, options_.queue_max});
   engine_thread_ = std::make_unique<EngineThread>("prefill", [this] {
-    const bool busy = engine_->Step();
+    const bool busy = engine_->Step(PrefillNowNs());
+    if (busy) metrics_.ObserveIterationTokens(engine_->last_step_tokens());
     PublishUsage();
     return busy;
   });
@@ -59,6 +60,7 @@ void PrefillCore::ScheduleTick() {
     for (const RequestPtr& request : RequestsOf(PeerId::kNone)) {
       request->Drive([](Sender& sender, std::int64_t now) { return sender.Tick(now); });
     }
+    engine_thread_->Post([this] { engine_->DropLate(PrefillNowNs()); });
     ScheduleTick();
   });
 }
@@ -67,7 +69,7 @@ void PrefillCore::PublishUsage() {
   const BlockPool::Usage now = pool_->usage();
   bytes_used_ = now.bytes_used;
   blocks_used_ = now.n_blocks_used;
-  n_waiting_ = engine_->n_waiting();
+  n_waiting_ = engine_->n_queued();
   waiting_tokens_ = engine_->waiting_tokens();
 }
 
@@ -135,7 +137,7 @@ Status PrefillCore::Connect(const v1::PrefillRequest& request, const RequestPtr&
   return OkStatus();
 }
 
-void PrefillCore::Run(const v1::PrefillRequest& request, Sink sink) {
+void PrefillCore::Run(const v1::PrefillRequest& request, Sink sink, std::int64_t deadline_ns) {
   Result<RequestPtr> made = MakeRequest(request, sink);
   if (!made.ok()) return sink->End(made.status());
   const RequestPtr added = *made;
@@ -149,6 +151,8 @@ void PrefillCore::Run(const v1::PrefillRequest& request, Sink sink) {
   job.format = model_.formats().at(request.profile());
   job.listener = added.get();
   job.n_streamed = static_cast<int>(request.n_streamed());
+  job.priority = request.priority();
+  job.deadline_ns = deadline_ns;
   const bool posted =
       engine_thread_->Post([this, added, job = std::move(job)]() mutable { SubmitOnEngine(added, std::move(job)); });
   if (!posted) Cancel(added->key, Unavailable("the prefill worker is stopping"));
@@ -291,7 +295,7 @@ std::size_t PrefillCore::in_flight() const {
 
 void PrefillCore::FillLoad(v1::WorkerLoad* load) const {
   const std::size_t all = in_flight();
-  const int waiting = std::max(0, n_waiting_.load() - 1);  // the first of them is being computed
+  const int waiting = n_waiting_;
   load->set_waiting(static_cast<std::uint32_t>(waiting));
   load->set_running(static_cast<std::uint32_t>(all - std::min<std::size_t>(all, static_cast<std::size_t>(waiting))));
   load->set_waiting_tokens(static_cast<std::uint64_t>(std::max<std::int64_t>(0, waiting_tokens_)));

@@ -47,8 +47,9 @@ class PrefillCore final : private TransportListener {
                                                      const TransportFactory& transport);
   ~PrefillCore() override;  // no request may be running
 
-  // Events and the end go to `sink`, refusals too.
-  void Run(const v1::PrefillRequest& request, Sink sink);
+  // Events and the end go to `sink`, refusals too. A prompt that is not computed by deadline_ns (monotonic; 0: none) is
+  // dropped.
+  void Run(const v1::PrefillRequest& request, Sink sink, std::int64_t deadline_ns = 0);
   // Unknown requests are fine.
   void Cancel(const Key& key, const Status& why);
 

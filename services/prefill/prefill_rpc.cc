@@ -14,13 +14,13 @@ class PrefillRpc final : public v1::Prefill::CallbackService {
  public:
   explicit PrefillRpc(PrefillCore& core) : core_(core) {}
 
-  grpc::ServerWriteReactor<v1::PrefillEvent>* Run(grpc::CallbackServerContext*,
+  grpc::ServerWriteReactor<v1::PrefillEvent>* Run(grpc::CallbackServerContext* context,
                                                   const v1::PrefillRequest* request) override {
     using Stream = EventStream<v1::PrefillEvent>;
     auto stream = std::make_shared<Stream>();
     const PrefillCore::Key key{request->request_id(), request->attempt()};
     auto* reactor = new Stream::Reactor(stream, [this, key] { core_.Cancel(key, Cancelled("the caller has gone")); });
-    core_.Run(*request, stream);
+    core_.Run(*request, stream, MonotonicDeadlineNs(*context));
     stream->Attach(reactor);
     return reactor;
   }

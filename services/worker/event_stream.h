@@ -6,6 +6,9 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -17,6 +20,17 @@
 #include "services/worker/event_sink.h"
 
 namespace zeroc {
+
+// The call's deadline on the monotonic clock, in nanoseconds; 0 when it has none.
+inline std::int64_t MonotonicDeadlineNs(const grpc::CallbackServerContext& context) {
+  using std::chrono::nanoseconds;
+  const auto deadline = context.deadline();
+  if (deadline == std::chrono::system_clock::time_point::max()) return 0;
+  const auto left = std::chrono::duration_cast<nanoseconds>(deadline - std::chrono::system_clock::now());
+  const auto now = std::chrono::duration_cast<nanoseconds>(std::chrono::steady_clock::now().time_since_epoch());
+  // Beyond a year nobody waits, and the sum stays in range.
+  return (now + std::min<nanoseconds>(left, std::chrono::hours(24 * 365))).count();
+}
 
 template <typename Event>
 class EventStream final : public EventSink<Event> {
