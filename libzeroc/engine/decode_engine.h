@@ -1,14 +1,26 @@
 // Decode: continuous batching over received, packed KV. Every Step runs one token of every admitted sequence.
 //
 // Single-threaded: one loop calls Step and every other method (EngineThread carries calls over).
-// A sequence is reserved first (its blocks for prompt and output are taken, so nothing fails later for want of memory),
-// filled by the wire, admitted, and released, by the owner, exactly once.
+// A sequence is reserved first (the blocks of its prompt and a little more), filled by the wire or by a prefill in this
+// process, admitted, and released, by the owner, exactly once.
+//
+// Rank: priority, higher first, then the order of Reserve.
+//
+// Blocks for the output are taken as it grows. When there are none, the running sequence of the lowest rank is
+// preempted: its KV moves to ordinary memory (swap_bytes at most; with no room there it fails, kResourceExhausted,
+// "preempted") and comes back, in order of rank, when there are blocks again. While one is out, nobody of the same or a
+// lower priority is reserved. So the first in rank is only ever stopped by blocks that nobody can take away (reserved,
+// finished, or filled at the moment), which come back by themselves; whoever is first ends, and everyone becomes first.
+//
+// With more sequences than batch_max, a step takes those of the highest priority, of them those that waited longest;
+// but who has waited for kTurnsMax steps comes before all.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "libzeroc/base/status.h"
@@ -45,20 +57,28 @@ struct DecodeStart {
 class DecodeEngine {
  public:
   struct Options {
-    int batch_max = 64;  // sequences per step; more wait their turn, oldest first
+    int batch_max = 64;            // sequences per step; more wait their turn
+    int headroom_tokens = 64;      // of output, whose room is taken at a time
+    std::uint64_t swap_bytes = 0;  // ordinary memory for preempted sequences
   };
 
   DecodeEngine(Transformer& model, BlockPool& pool, const Options& options);
   ~DecodeEngine();
 
-  // Takes the blocks for n_prompt_tokens + max_tokens. kResourceExhausted: not now. kInvalidArgument: beyond the model.
-  Result<SequenceId> Reserve(std::shared_ptr<const KvFormat> format, int n_prompt_tokens, int max_tokens);
+  // Takes the blocks of the prompt, which stay where they are until Admit, and of headroom_tokens.
+  // kResourceExhausted: not now, or never when prompt and output exceed the pool. kInvalidArgument: beyond the model.
+  Result<SequenceId> Reserve(std::shared_ptr<const KvFormat> format, int n_prompt_tokens, int max_tokens,
+                             int priority = 0);
 
-  // Null for an unknown id. Where the wire writes: kv(id)->BlocksAt(layer, n_prompt_tokens).
+  // Null for an unknown id, and without blocks. Where the wire writes: kv(id)->BlocksAt(layer, n_prompt_tokens).
   const SequenceKv* kv(SequenceId id) const;
 
-  // The wire is done and verified. Finishes at once when the first token ends the request. kNotFound,
-  // kFailedPrecondition (admitted before).
+  // For a reserved sequence that no wire writes: where a PrefillEngine may compute the prompt in steps of
+  // step_tokens_max. kResourceExhausted when the longer steps have no room; kNotFound; kFailedPrecondition (admitted).
+  Result<SequenceKv*> PrepareLocalPrefill(SequenceId id, int step_tokens_max);
+
+  // The wire is done and verified, or the prompt was computed in place. Finishes at once when the first token ends the
+  // request. kNotFound, kFailedPrecondition (admitted before).
   Status Admit(SequenceId id, DecodeStart start);
 
   // Stops the sequence if it runs and returns its blocks. Idempotent.
@@ -68,10 +88,30 @@ class DecodeEngine {
   bool Step();
 
   int n_running() const;
+  int n_preempted() const { return static_cast<int>(preempted_.size()); }
+  std::uint64_t n_preemptions() const { return n_preemptions_; }  // so far
+  std::uint64_t swapped_bytes() const { return swapped_bytes_; }
+  int last_step_tokens() const { return last_step_tokens_; }              // that the last Step computed
   int n_reserved() const { return static_cast<int>(sequences_.size()); }  // all that hold blocks
 
  private:
   struct Sequence;
+  // By rank.
+  bool Before(SequenceId a, SequenceId b) const;
+  SequenceId LowestRunning() const;
+  Sequence* Find(SequenceId id);
+  const Sequence* Find(SequenceId id) const;
+
+  int RoomFor(const Sequence& sequence, int n_tokens) const;
+  std::uint64_t GrowthBytes(const Sequence& sequence) const;
+  void MakeRoom(SequenceId id);  // for one more token, or it no longer runs
+  void Preempt(SequenceId id);
+  void FailPreempted(SequenceId id, const std::string& why);
+  void ResumePreempted();
+  bool Resume(SequenceId id);
+
+  std::vector<SequenceId> NextBatch();
+  void RunBatch(const std::vector<SequenceId>& batch);
   void Deliver(SequenceId id, const SampledToken& token);
 
   Transformer& model_;
@@ -79,8 +119,13 @@ class DecodeEngine {
   Options options_;
   std::uint64_t next_id_ = 1;
   std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
-  std::vector<SequenceId> running_;  // admission order
-  std::size_t next_in_turn_ = 0;     // round-robin start when more run than batch_max
+  std::vector<SequenceId> running_;    // admitted, with blocks
+  std::vector<SequenceId> preempted_;  // admitted, without
+  std::uint64_t n_steps_ = 0;
+  std::uint64_t n_turns_ = 0;
+  std::uint64_t n_preemptions_ = 0;
+  std::uint64_t swapped_bytes_ = 0;
+  int last_step_tokens_ = 0;
   std::vector<float> logits_;
 };
 

@@ -62,6 +62,23 @@ struct DecodeLog : DecodeListener {
   Status status;
 };
 
+// A pool of so many bytes, in slabs small enough that a test can fill it to the brim.
+class TightPool {
+ public:
+  explicit TightPool(std::uint64_t bytes) : memory_(bytes + kSlab + 64) {
+    void* start = memory_.data();
+    std::size_t left = memory_.size();
+    auto* arena = static_cast<std::byte*>(std::align(64, bytes, start, left));
+    pool_ = BlockPool::Create({arena, (bytes + kSlab - 1) / kSlab * kSlab}, kSlab).value();
+  }
+  BlockPool& pool() { return *pool_; }
+
+ private:
+  static constexpr std::size_t kSlab = 16 << 10;
+  std::vector<std::byte> memory_;
+  std::unique_ptr<BlockPool> pool_;
+};
+
 class EnginesTest : public ::testing::Test {
  protected:
   EnginesTest() : tiny_({}), threads_(2) {
@@ -98,6 +115,35 @@ class EnginesTest : public ::testing::Test {
 
   std::unique_ptr<OwnedPool> Pool(int n_sequences, int max_tokens) {
     return OwnedPool::Create(*packing_, n_sequences, max_tokens, 512).value();
+  }
+
+  // A prompt computed elsewhere, until the wire has it.
+  struct Prefilled {
+    std::unique_ptr<OwnedPool> pool;
+    PrefillLog log;
+    std::unique_ptr<PrefillEngine> engine;
+  };
+  std::unique_ptr<Prefilled> Prefill(const std::shared_ptr<const KvFormat>& format,
+                                     const std::vector<std::int32_t>& prompt, const SamplingParams& sampling) {
+    auto made = std::make_unique<Prefilled>();
+    made->pool = Pool(1, static_cast<int>(prompt.size()) + 512);
+    made->engine = std::make_unique<PrefillEngine>(*model_, made->pool->pool(),
+                                                   PrefillEngine::Options{.chunk_tokens = 512, .queue_max = 1});
+    EXPECT_TRUE(made->engine->Submit({prompt, sampling, format, &made->log}).ok());
+    while (made->engine->Step()) {
+    }
+    return made;
+  }
+  // The whole way of a reserved sequence into the batch.
+  void Fill(DecodeEngine& decode, SequenceId id, const std::shared_ptr<const KvFormat>& format,
+            const std::vector<std::int32_t>& prompt, const SamplingParams& sampling, DecodeLog* log) {
+    const auto prefilled = Prefill(format, prompt, sampling);
+    const int n = static_cast<int>(prompt.size());
+    ASSERT_NE(prefilled->log.kv, nullptr);
+    CopyPrompt(*prefilled->log.kv, *decode.kv(id), n);
+    log->ids.push_back(prefilled->log.token.id);
+    const Status status = decode.Admit(id, {sampling, prompt, n, prefilled->log.token, log});
+    ASSERT_TRUE(status.ok()) << status.ToString();
   }
 
   // What the wire does, by memcpy.
