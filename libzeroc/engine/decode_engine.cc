@@ -331,6 +331,7 @@ void DecodeEngine::RunBatch(const std::vector<SequenceId>& batch) {
 }
 
 bool DecodeEngine::Step() {
+  last_step_tokens_ = 0;
   ResumePreempted();
   if (running_.empty()) return false;
   ++n_steps_;

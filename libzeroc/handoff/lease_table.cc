@@ -401,11 +401,14 @@ LeaseActions LeaseTable::OnVerified(const LeaseKey& key, const Status& status, s
   return out;
 }
 
-Status LeaseTable::Admit(const LeaseKey& key) {
+Status LeaseTable::Admit(const LeaseKey& key) { return AdmitFrom(LeaseState::kCommitted, key); }
+Status LeaseTable::AdmitLocal(const LeaseKey& key) { return AdmitFrom(LeaseState::kReserved, key); }
+
+Status LeaseTable::AdmitFrom(LeaseState state, const LeaseKey& key) {
   Lease* lease = Find(key);
   if (lease == nullptr) return FailedPrecondition(Name(key) + " is over");
-  if (lease->state != LeaseState::kCommitted) {
-    return FailedPrecondition(Name(key) + " is " + LeaseStateName(lease->state));
+  if (lease->state != state) {
+    return FailedPrecondition(Name(key) + " is " + LeaseStateName(lease->state) + ", not " + LeaseStateName(state));
   }
   lease->state = LeaseState::kAdmitted;
   return OkStatus();

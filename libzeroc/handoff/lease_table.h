@@ -113,6 +113,10 @@ class LeaseTable {
   // The owner runs the request; from here on only Release ends the lease. kFailedPrecondition unless committed.
   Status Admit(const LeaseKey& key);
 
+  // The owner fills the blocks itself and runs the request: a lease without a wire, as after Admit. No writer has come
+  // and none can any more. kFailedPrecondition unless reserved.
+  Status AdmitLocal(const LeaseKey& key);
+
   // The owner wants no more of it: finished, cancelled, client gone. Idempotent; an unknown lease gives no actions.
   LeaseActions Release(const LeaseKey& key, const Status& why, std::int64_t now_ns);
 
@@ -136,6 +140,7 @@ class LeaseTable {
   };
   struct Lease;
 
+  Status AdmitFrom(LeaseState state, const LeaseKey& key);
   Lease* Find(const LeaseKey& key);
   const Lease* Find(const LeaseKey& key) const;
   Writer* FindWriter(Lease& lease, PeerId peer, std::uint16_t rank);

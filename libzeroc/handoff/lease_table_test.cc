@@ -306,6 +306,26 @@ TEST_F(LeaseTableTest, ACommittedLeaseThatNobodyClaimsExpires) {
   EXPECT_EQ(table_.Admit(key_).code(), StatusCode::kFailedPrecondition);
 }
 
+TEST_F(LeaseTableTest, ALeaseThatItsOwnerFillsLetsNobodyWrite) {
+  ASSERT_TRUE(table_.AdmitLocal(key_).ok());
+  EXPECT_EQ(table_.n_in(LeaseState::kAdmitted), 1u);
+  EXPECT_EQ(table_.AdmitLocal(key_).code(), StatusCode::kFailedPrecondition);
+  const auto acks = Sent<AttachAckMessage>(Attach());
+  ASSERT_EQ(acks.size(), 1u);
+  EXPECT_EQ(acks[0].status.code(), StatusCode::kFailedPrecondition);
+  EXPECT_FALSE(table_.AcceptWrite(kWriter, key_.tag(), extents_[0].offset, extents_[0].bytes, now_));
+  EXPECT_TRUE(Of<LeaseFailed>(Message_(AbortMessage{key_, 0, Cancelled("not mine")})).empty());
+  now_ += 700 * kSecond;
+  EXPECT_TRUE(table_.Tick(now_).empty()) << "claimed: only its owner ends it";
+  EXPECT_EQ(Of<ReturnBlocks>(table_.Release(key_, OkStatus(), now_)).size(), 1u);
+}
+
+TEST_F(LeaseTableTest, ALeaseWithAWriterIsNotTheOwnersToFill) {
+  Attach();
+  EXPECT_EQ(table_.AdmitLocal(key_).code(), StatusCode::kFailedPrecondition);
+  EXPECT_EQ(table_.n_in(LeaseState::kReceiving), 1u);
+}
+
 TEST_F(LeaseTableTest, AnotherLayoutOrConnectionMayNotAttach) {
   const auto refused = [&](const AttachMessage& message, PeerId peer) {
     return Sent<AttachAckMessage>(Message_(message, peer)).at(0).status.code() == StatusCode::kFailedPrecondition;

@@ -1,5 +1,6 @@
 #include "services/decode/decode_core.h"
 
+#include <algorithm>
 #include <chrono>
 #include <random>
 #include <utility>
@@ -14,8 +15,6 @@ namespace {
 
 constexpr std::size_t kFailedKept = 1024;
 constexpr std::chrono::milliseconds kTick(100);
-
-double Seconds(std::int64_t ns) { return static_cast<double>(ns) * 1e-9; }
 
 std::uint64_t RandomSeed() {
   std::random_device device;
@@ -46,17 +45,19 @@ Status DecodeCore::Open(const TransportFactory& transport) {
     return arena.status().WithContext("KV memory of " + std::to_string(options_.kv_bytes >> 20) + " MiB");
   arena_ = *arena;
   ZEROC_ASSIGN_OR_RETURN(pool_, BlockPool::Create(arena_, model_.SlabBytes()));
-  engine_ = std::make_unique<DecodeEngine>(model_.model(), *pool_, DecodeEngine::Options{options_.batch_max});
-  engine_thread_ = std::make_unique<EngineThread>("decode", [this] {
-    const bool busy = engine_->Step();
-    PublishUsage();
-    return busy;
-  });
+  engine_ = std::make_unique<DecodeEngine>(
+      model_.model(), *pool_,
+      DecodeEngine::Options{.batch_max = options_.batch_max, .swap_bytes = options_.swap_bytes});
+  local_prefill_ = std::make_unique<PrefillEngine>(
+      model_.model(), *pool_,
+      PrefillEngine::Options{options_.local_prefill_chunk_tokens, options_.local_prefill_queue_max});
+  engine_thread_ = std::make_unique<EngineThread>("decode", [this] { return StepEngines(); });
   timers_ = std::make_unique<TimerThread>();
   ScheduleTick();
   metrics_.SetKvCacheUsage(0);
   metrics_.CountLeaseExpired(0);
   metrics_.CountChecksumFailure(0);
+  metrics_.CountPreemption(0);
   return OkStatus();
 }
 
@@ -73,15 +74,9 @@ void DecodeCore::ScheduleTick() {
       actions = leases_.Tick(DecodeNowNs());
     }
     Do(std::move(actions));
+    engine_thread_->Post([this] { local_prefill_->DropLate(DecodeNowNs()); });
     ScheduleTick();
   });
-}
-
-void DecodeCore::PublishUsage() {
-  const BlockPool::Usage now = pool_->usage();
-  bytes_used_ = now.bytes_used;
-  blocks_used_ = now.n_blocks_used;
-  n_running_ = engine_->n_running();
 }
 
 // --- Reserve ---
@@ -125,14 +120,16 @@ void DecodeCore::Reserve(const v1::ReserveRequest& request, std::function<void(R
 Result<v1::Lease> DecodeCore::ReserveOnEngine(const v1::ReserveRequest& request,
                                               const std::shared_ptr<const KvFormat>& format) {
   const int n_prompt_tokens = static_cast<int>(request.n_prompt_tokens());
-  ZEROC_ASSIGN_OR_RETURN(const SequenceId sequence,
-                         engine_->Reserve(format, n_prompt_tokens, static_cast<int>(request.max_tokens())));
+  ZEROC_ASSIGN_OR_RETURN(
+      const SequenceId sequence,
+      engine_->Reserve(format, n_prompt_tokens, static_cast<int>(request.max_tokens()), request.priority()));
   const BlockTable table =
       BlockTable::Of(*engine_->kv(sequence), n_prompt_tokens, model_.fingerprint(), model_.plan_id());
   auto owned = std::make_shared<Request>();
   owned->core = this;
   owned->request_id = request.request_id();
   owned->attempt = request.attempt();
+  owned->priority = request.priority();
   owned->sequence = sequence;
   owned->n_prompt_tokens = n_prompt_tokens;
   owned->kv_bytes = table.n_bytes();
@@ -169,14 +166,16 @@ Status DecodeCore::CheckGenerate(const v1::DecodeRequest& request, const Samplin
   }
   const int n_streamed = static_cast<int>(request.n_streamed());
   const auto n_ids = static_cast<std::uint32_t>(request.prompt_ids_size());
-  if (n_ids != n_prompt_tokens && (n_ids != 0 || sampling.LooksAtPrompt(n_streamed))) {
+  const bool needs_ids = request.local_prefill() || sampling.LooksAtPrompt(n_streamed);
+  if (n_ids != n_prompt_tokens && (n_ids != 0 || needs_ids)) {
     return InvalidArgument("prompt_ids holds " + std::to_string(n_ids) + " of the prompt's " +
                            std::to_string(n_prompt_tokens) + " tokens");
   }
   return sampling.Validate(model_.config().vocab_size, n_streamed);
 }
 
-void DecodeCore::Generate(const v1::DecodeRequest& request, std::shared_ptr<EventSink<v1::DecodeEvent>> sink) {
+void DecodeCore::Generate(const v1::DecodeRequest& request, std::shared_ptr<EventSink<v1::DecodeEvent>> sink,
+                          std::int64_t deadline_ns) {
   Result<SamplingParams> sampling = SamplingFromProto(request.sampling());
   if (!sampling.ok()) return sink->End(sampling.status());
   if (Status status = CheckGenerate(request, *sampling); !status.ok()) return sink->End(status);
@@ -197,15 +196,21 @@ void DecodeCore::Generate(const v1::DecodeRequest& request, std::shared_ptr<Even
       refused = FailedPrecondition(name + " was reserved for another request or prompt length");
     } else if (found->sink != nullptr) {
       refused = Status(StatusCode::kAlreadyExists, name + ": another call waits for it already");
-    } else {
+    } else if (request.local_prefill()) {
+      refused = leases_.AdmitLocal(found->key);
+    }
+    if (refused.ok()) {
       found->sink = sink;
+      found->started = request.local_prefill();
+      found->arrived_ns = DecodeNowNs();
       found->sampling = *sampling;
       found->prompt = IdsFromProto(request.prompt_ids());
       found->n_streamed = static_cast<int>(request.n_streamed());
     }
   }
   if (!refused.ok()) return sink->End(refused);
-  StartIfComplete(found);
+  if (!request.local_prefill()) return StartIfComplete(found);
+  engine_thread_->Post([this, found, deadline_ns] { PrefillOnEngine(found, deadline_ns); });
 }
 
 void DecodeCore::StartIfComplete(const RequestPtr& request) {
@@ -216,44 +221,6 @@ void DecodeCore::StartIfComplete(const RequestPtr& request) {
     request->started = true;
   }
   engine_thread_->Post([this, request] { AdmitOnEngine(request); });
-}
-
-// Released meanwhile: the engine no longer knows the sequence, and whoever released it has ended the stream.
-void DecodeCore::AdmitOnEngine(const RequestPtr& request) {
-  if (engine_->kv(request->sequence) == nullptr) return;
-  const LeaseReady& ready = *request->ready;
-  Status status;
-  if (ready.first_token.seed != request->sampling.seed) {
-    status = FailedPrecondition("prefill sampled with seed " + std::to_string(ready.first_token.seed) +
-                                ", decode was asked for " + std::to_string(request->sampling.seed));
-  }
-  request->admitted_ns = DecodeNowNs();
-  v1::DecodeEvent event;
-  v1::Admitted* admitted = event.mutable_admitted();
-  const double wire_seconds = Seconds(ready.facts.last_write_ns - ready.facts.first_write_ns);
-  admitted->set_wire_seconds(wire_seconds);
-  admitted->set_admit_seconds(Seconds(request->admitted_ns - ready.facts.committed_ns));
-  admitted->mutable_kv_bytes()->set_raw(model_.RawKvBytes(request->n_prompt_tokens));
-  admitted->mutable_kv_bytes()->set_packed(request->kv_bytes);
-  admitted->mutable_kv_bytes()->set_wire(ready.facts.bytes_received);
-  if (status.ok()) {
-    request->sink->Send(std::move(event));
-    DecodeStart start;
-    start.sampling = request->sampling;
-    start.prompt = std::move(request->prompt);
-    start.n_prompt_tokens = request->n_prompt_tokens;
-    start.first_token = {ready.first_token.id, ready.first_token.logprob, ready.first_token.top};
-    start.listener = request.get();
-    start.n_streamed = request->n_streamed;
-    status = engine_->Admit(request->sequence, std::move(start));
-  }
-  PublishUsage();
-  if (status.ok()) {
-    metrics_.ObserveKvTransfer(wire_seconds);
-    return;
-  }
-  request->sink->End(status);
-  EndLease(request->key, status);
 }
 
 // --- the end of a lease ---
@@ -301,17 +268,6 @@ void DecodeCore::Do(LeaseActions actions) {
   }
 }
 
-void DecodeCore::Verify(const VerifyLease& verify) {
-  const Status status = VerifyBlocks(arena_, verify.blocks);
-  if (!status.ok()) metrics_.CountChecksumFailure();
-  LeaseActions actions;
-  {
-    MutexLock lock(mu_);
-    actions = leases_.OnVerified(verify.lease, status, DecodeNowNs());
-  }
-  Do(std::move(actions));
-}
-
 void DecodeCore::OnReady(const LeaseReady& ready) {
   RequestPtr request;
   {
@@ -357,6 +313,7 @@ void DecodeCore::OnReturn(const LeaseKey& key) {
   }
   // The engine holds the request as a listener until then.
   engine_thread_->Post([this, request] {
+    if (request->prefill_job.has_value()) local_prefill_->Release(*request->prefill_job);
     engine_->Release(request->sequence);
     PublishUsage();
   });
@@ -424,10 +381,12 @@ std::size_t DecodeCore::in_flight() const {
 
 void DecodeCore::FillLoad(v1::WorkerLoad* load) const {
   const BlockPool::Usage now = usage();
-  load->set_kv_bytes_free(now.bytes_total - std::min(now.bytes_total, now.bytes_used));
+  const std::uint64_t wanted = now.bytes_used + swapped_bytes_;  // what is out comes back before anything new
+  load->set_kv_bytes_free(now.bytes_total - std::min(now.bytes_total, wanted));
   load->set_running(static_cast<std::uint32_t>(n_running_.load()));
   const std::size_t all = in_flight();
   load->set_waiting(static_cast<std::uint32_t>(all - std::min<std::size_t>(all, load->running())));
+  load->set_waiting_tokens(static_cast<std::uint64_t>(std::max<std::int64_t>(0, waiting_tokens_)));
   load->set_draining(draining_);
 }
 
@@ -437,12 +396,13 @@ void DecodeCore::UpdateGauges(Metrics& metrics) const {
   FillLoad(&load);
   metrics.SetRequestsRunning(load.running());
   metrics.SetRequestsWaiting(load.waiting());
+  metrics.SetRequestsSwapped(n_preempted_);
   metrics.SetKvCacheUsage(
       now.bytes_total == 0 ? 0 : static_cast<double>(now.bytes_used) / static_cast<double>(now.bytes_total));
   metrics.SetKvBlocks("used", static_cast<double>(now.n_blocks_used));
   const KvFormat& any = *model_.formats().begin()->second;
-  metrics.SetKvBlocks("free",
-                      static_cast<double>(load.kv_bytes_free() / static_cast<std::uint64_t>(any.exact.block_bytes)));
+  metrics.SetKvBlocks("free", static_cast<double>((now.bytes_total - std::min(now.bytes_total, now.bytes_used)) /
+                                                  static_cast<std::uint64_t>(any.exact.block_bytes)));
   MutexLock lock(mu_);
   const auto blocks = [&](LeaseState state) { return static_cast<double>(leases_.blocks_in(state)); };
   metrics.SetKvBlocks("leased", blocks(LeaseState::kReserved) + blocks(LeaseState::kReceiving) +
@@ -452,7 +412,10 @@ void DecodeCore::UpdateGauges(Metrics& metrics) const {
 }
 
 std::string DecodeCore::Describe() const {
-  return "kv_memory_mib=" + std::to_string(arena_.size() >> 20) + " batch_max=" + std::to_string(options_.batch_max) +
+  return "kv_memory_mib=" + std::to_string(arena_.size() >> 20) +
+         " swap_memory_mib=" + std::to_string(options_.swap_bytes >> 20) +
+         " batch_max=" + std::to_string(options_.batch_max) +
+         " local_prefill_chunk_tokens=" + std::to_string(options_.local_prefill_chunk_tokens) +
          " lease_expiry_ms=" + std::to_string(options_.lease_expiry_ms);
 }
 

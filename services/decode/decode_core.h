@@ -1,4 +1,4 @@
-// The decode worker behind its RPCs: leases, the KV arena, the transport's receiving end and the engine.
+// The decode worker behind its RPCs: leases, the KV arena, the transport's receiving end and the engines.
 //
 // Threads. One mutex guards the lease table and the requests; it is held for table look-ups only, so AcceptWrite on the
 // transport's thread stays fast. Blocks, checksums and sequences belong to the engine's thread. Every method may be
@@ -20,6 +20,7 @@
 #include "libzeroc/comm/transport.h"
 #include "libzeroc/engine/decode_engine.h"
 #include "libzeroc/engine/engine_thread.h"
+#include "libzeroc/engine/prefill_engine.h"
 #include "libzeroc/handoff/lease_table.h"
 #include "services/common/metrics.h"
 #include "services/common/timer_thread.h"
@@ -35,6 +36,9 @@ class DecodeCore final : private TransportListener {
   struct Options {
     std::uint64_t kv_bytes = std::uint64_t{1} << 30;
     int batch_max = 64;
+    std::uint64_t swap_bytes = std::uint64_t{1} << 30;
+    int local_prefill_chunk_tokens = 256;
+    int local_prefill_queue_max = 64;
     std::int64_t lease_expiry_ms = 30'000;
   };
 
@@ -45,8 +49,10 @@ class DecodeCore final : private TransportListener {
 
   // `done` runs once, on this thread or the engine's.
   void Reserve(const v1::ReserveRequest& request, std::function<void(Result<v1::Lease>)> done);
-  // Events and the end go to `sink`, also for a lease that is unknown or over.
-  void Generate(const v1::DecodeRequest& request, std::shared_ptr<EventSink<v1::DecodeEvent>> sink);
+  // Events and the end go to `sink`, also for a lease that is unknown or over. deadline_ns (monotonic; 0: none): a
+  // prompt that this worker has not computed by then is dropped.
+  void Generate(const v1::DecodeRequest& request, std::shared_ptr<EventSink<v1::DecodeEvent>> sink,
+                std::int64_t deadline_ns = 0);
   // Ends a lease from outside; unknown leases are fine.
   void Release(const LeaseKey& key, const std::string& reason);
 
@@ -92,6 +98,11 @@ class DecodeCore final : private TransportListener {
   // Both sides are there: the verified lease and the caller of Generate.
   void StartIfComplete(const RequestPtr& request);
   void AdmitOnEngine(const RequestPtr& request);
+  // A request without a prefill worker: its prompt is computed into the lease's own blocks.
+  void PrefillOnEngine(const RequestPtr& request, std::int64_t deadline_ns);
+  void AdmitLocalOnEngine(Request& request, const SampledToken& token);
+  void Admit(Request& request, v1::DecodeEvent admitted, SampledToken first_token);
+  bool StepEngines();
   void ScheduleTick();
   void PublishUsage();
 
@@ -99,9 +110,10 @@ class DecodeCore final : private TransportListener {
   WorkerModel& model_;
   Metrics& metrics_;
 
-  std::span<std::byte> arena_;            // the transport's
-  std::unique_ptr<BlockPool> pool_;       // engine thread
-  std::unique_ptr<DecodeEngine> engine_;  // engine thread
+  std::span<std::byte> arena_;                    // the transport's
+  std::unique_ptr<BlockPool> pool_;               // engine thread
+  std::unique_ptr<DecodeEngine> engine_;          // engine thread
+  std::unique_ptr<PrefillEngine> local_prefill_;  // engine thread; between decode steps, a chunk at a time
   std::unique_ptr<EngineThread> engine_thread_;
   std::unique_ptr<TimerThread> timers_;
 
@@ -115,6 +127,10 @@ class DecodeCore final : private TransportListener {
   std::atomic<std::uint64_t> bytes_used_ = 0;
   std::atomic<std::uint64_t> blocks_used_ = 0;
   std::atomic<int> n_running_ = 0;
+  std::atomic<int> n_preempted_ = 0;
+  std::atomic<std::uint64_t> swapped_bytes_ = 0;
+  std::atomic<std::int64_t> waiting_tokens_ = 0;
+  std::uint64_t n_preemptions_ = 0;  // engine thread; counted so far
 
   std::unique_ptr<Transport> transport_;  // the first to go: until then it calls this object
 };

@@ -38,8 +38,31 @@ void DecodeCore::Request::OnFinished(FinishReason reason) {
   core->EndLease(key, OkStatus());
 }
 
+void DecodeCore::Request::OnStarted() {
+  started_ns = DecodeNowNs();
+  core->metrics_.ObserveQueueTime(Seconds(started_ns - arrived_ns));
+}
+
+void DecodeCore::Request::OnFirstToken(const SequenceKv&, const SampledToken& token) {
+  computed_ns = DecodeNowNs();
+  core->metrics_.ObservePrefillTime(Seconds(computed_ns - started_ns));
+  core->metrics_.AddPromptTokens(static_cast<std::uint64_t>(n_prompt_tokens));
+  v1::DecodeEvent event;
+  v1::FirstToken* first = event.mutable_first_token();
+  first->set_id(static_cast<std::uint32_t>(token.id));
+  if (sampling.logprobs >= 0) *first->mutable_logprobs() = LogprobsToProto(token);
+  first->set_queue_seconds(Seconds(started_ns - arrived_ns));
+  first->set_prefill_seconds(Seconds(computed_ns - started_ns));
+  FinishReason reason;
+  if (EndsRequest(sampling, core->model_.config().eos_ids, token, 1, &reason)) {
+    first->set_finish_reason(FinishToProto(reason));
+  }
+  sink->Send(std::move(event));
+  core->AdmitLocalOnEngine(*this, token);
+}
+
 void DecodeCore::Request::OnFailed(const Status& status) {
-  LogError("decode failed request=" + EscapeControls(request_id) + " error=\"" + status.ToString() + "\"");
+  LogWarning("decode failed request=" + EscapeControls(request_id) + " error=\"" + status.ToString() + "\"");
   sink->End(status);
   core->EndLease(key, status);
 }

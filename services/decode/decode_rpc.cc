@@ -29,13 +29,13 @@ class DecodeRpc final : public v1::Decode::CallbackService {
     return reactor;
   }
 
-  grpc::ServerWriteReactor<v1::DecodeEvent>* Generate(grpc::CallbackServerContext*,
+  grpc::ServerWriteReactor<v1::DecodeEvent>* Generate(grpc::CallbackServerContext* context,
                                                       const v1::DecodeRequest* request) override {
     using Stream = EventStream<v1::DecodeEvent>;
     auto stream = std::make_shared<Stream>();
     const LeaseKey key{request->lease_id(), request->generation()};
     auto* reactor = new Stream::Reactor(stream, [this, key] { core_.Release(key, "the caller has gone"); });
-    core_.Generate(*request, stream);
+    core_.Generate(*request, stream, MonotonicDeadlineNs(*context));
     stream->Attach(reactor);
     return reactor;
   }

@@ -68,10 +68,14 @@ struct Outcome {
 class Cluster {
  public:
   explicit Cluster(WireKind wire, std::int64_t lease_expiry_ms = 30'000, std::uint64_t decode_kv_bytes = 96 << 20)
-      : wire_(wire) {
+      : Cluster(wire, DecodeOptions(lease_expiry_ms, decode_kv_bytes)) {}
+  static DecodeCore::Options DecodeOptions(std::int64_t lease_expiry_ms, std::uint64_t kv_bytes) {
     DecodeCore::Options decode;
-    decode.kv_bytes = decode_kv_bytes;
+    decode.kv_bytes = kv_bytes;
     decode.lease_expiry_ms = lease_expiry_ms;
+    return decode;
+  }
+  Cluster(WireKind wire, const DecodeCore::Options& decode) : wire_(wire) {
     auto decode_core = Must(DecodeCore::Create(decode, *TheModels().decode, decode_metrics_, Factory(kDecodeName)));
     decode_core_ = decode_core.get();
     decode_service_ = MakeDecodeService(std::move(decode_core));
@@ -98,6 +102,7 @@ class Cluster {
   PrefillCore& prefill() { return *prefill_core_; }
   v1::Decode::Stub& decode_stub() { return *decode_stub_; }
   Metrics& decode_metrics() { return decode_metrics_; }
+  Metrics& prefill_metrics() { return prefill_metrics_; }
 
   v1::ReserveRequest ReserveFor(int n_tokens, int max_tokens, const std::string& profile) {
     v1::ReserveRequest request;
@@ -119,6 +124,29 @@ class Cluster {
     return status;
   }
 
+  static v1::PrefillRequest PrefillFor(const v1::ReserveRequest& reserve, const v1::Lease& lease,
+                                       const std::vector<std::int32_t>& prompt, const v1::SamplingParams& sampling) {
+    v1::PrefillRequest prefill;
+    prefill.set_request_id(reserve.request_id());
+    prefill.set_attempt(1);
+    prefill.mutable_token_ids()->Assign(prompt.begin(), prompt.end());
+    *prefill.mutable_sampling() = sampling;
+    prefill.set_profile(reserve.profile());
+    prefill.set_plan_id(reserve.plan_id());
+    prefill.set_model_fingerprint(reserve.model_fingerprint());
+    *prefill.mutable_lease() = lease;
+    prefill.set_decode_worker(kDecodeName);
+    return prefill;
+  }
+  // Prefill's call alone, to its end.
+  grpc::Status RunPrefill(grpc::ClientContext& context, const v1::PrefillRequest& request) {
+    const auto stream = prefill_stub_->Run(&context, request);
+    v1::PrefillEvent event;
+    while (stream->Read(&event)) {
+    }
+    return stream->Finish();
+  }
+
   // Both calls of one request; `on_event` sees each event's name as it comes and may act on the contexts. The last
   // n_streamed tokens of the prompt are an earlier attempt's.
   using OnEvent =
@@ -134,17 +162,8 @@ class Cluster {
     decode.set_n_prompt_tokens(static_cast<std::uint32_t>(prompt.size()));
     if (n_streamed > 0) decode.mutable_prompt_ids()->Assign(prompt.begin(), prompt.end());
     decode.set_n_streamed(static_cast<std::uint32_t>(n_streamed));
-    v1::PrefillRequest prefill;
+    v1::PrefillRequest prefill = PrefillFor(reserve, lease, prompt, sampling);
     prefill.set_n_streamed(static_cast<std::uint32_t>(n_streamed));
-    prefill.set_request_id(reserve.request_id());
-    prefill.set_attempt(1);
-    prefill.mutable_token_ids()->Assign(prompt.begin(), prompt.end());
-    *prefill.mutable_sampling() = sampling;
-    prefill.set_profile(reserve.profile());
-    prefill.set_plan_id(reserve.plan_id());
-    prefill.set_model_fingerprint(reserve.model_fingerprint());
-    *prefill.mutable_lease() = lease;
-    prefill.set_decode_worker(kDecodeName);
 
     grpc::ClientContext prefill_context, decode_context;
     prefill_context.set_deadline(std::chrono::system_clock::now() + seconds(60));

@@ -16,7 +16,8 @@ zeroc_kv_checksum_failures_total zeroc_retries_total
 vllm:time_to_first_token_seconds vllm:inter_token_latency_seconds vllm:e2e_request_latency_seconds
 vllm:request_queue_time_seconds vllm:request_prefill_time_seconds vllm:request_decode_time_seconds
 vllm:num_requests_running vllm:num_requests_waiting vllm:kv_cache_usage_perc vllm:prompt_tokens_total
-vllm:generation_tokens_total vllm:request_success_total
+vllm:generation_tokens_total vllm:request_success_total vllm:iteration_tokens_total vllm:num_preemptions_total
+vllm:num_requests_swapped
 """.split()
 PHASES = ("queue", "reserve", "prefill", "wire", "admit", "decode")
 
