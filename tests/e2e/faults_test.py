@@ -106,6 +106,36 @@ class FaultsTest(ClusterTest):
             service.signal(signal.SIGTERM)
             self.assertEqual(service.wait_exit(EXIT_S), 0, service.program)
 
+    def test_sigterm_of_prefill_lets_its_kv_arrive(self):
+        prefill, decode = self.cluster.prefill[0], self.cluster.decode[0]
+        result = {}
+
+        def request():
+            stream = self.cluster.stream(texts.LONG, max_tokens=50, ignore_eos=True,
+                                         stream_options={"include_usage": True})
+            result.update(status=stream.status, events=list(stream.events()), done=stream.done)
+
+        # One after the other, so that the prompt is surely computed while nobody takes its KV.
+        prefill.signal(signal.SIGSTOP)
+        thread = threading.Thread(target=request)
+        thread.start()
+        try:
+            wait_until(lambda: decode.used_blocks() > self.baseline[decode], SETTLE_S, "decode holds the leased blocks")
+            decode.signal(signal.SIGSTOP)
+            prefill.signal(signal.SIGCONT)
+            wait_until(lambda: prefill.used_blocks() > self.baseline[prefill], SETTLE_S, "prefill computes the prompt")
+            prefill.signal(signal.SIGTERM)
+            time.sleep(1)
+            self.assertIsNone(prefill.popen.poll(), "prefill left with KV that nobody else has")
+        finally:
+            prefill.signal(signal.SIGCONT)
+            decode.signal(signal.SIGCONT)
+            thread.join(SETTLE_S * 2)
+        self.assertFalse(thread.is_alive())
+        self.assertTrue(result["done"], result["events"][-1:])
+        self.assertEqual(result["events"][-1]["usage"]["completion_tokens"], 50)
+        self.assertEqual(prefill.wait_exit(EXIT_S), 0)
+
 
 if __name__ == "__main__":
     unittest.main()
