@@ -19,6 +19,7 @@ CPP = {".h", ".cc", ".cu", ".cuh"}
 TEXT = CPP | {".py", ".sh", ".cmake", ".proto", ".md", ".yaml", ".yml", ".json", ".txt", ".supp", ""}
 # Prose and data keep their own line lengths: a table row or a JSON line cannot be broken.
 FREE_WIDTH = {".md", ".json"}
+CHART_TEMPLATES = "helm/zeroc/templates/*.yaml"  # an expression in a template cannot be broken either
 NOT_OURS = {"LICENSE"}
 NOT_OURS_DIRS = {"models"}
 FIXED_NAMES = {"CMakeLists.txt", "CMakePresets.json", "README.md", "LICENSE", "Dockerfile", "NOTES.txt", "Chart.yaml"}
@@ -62,7 +63,7 @@ def check_lines(path, lines):
             yield number, "tab"
         if line != line.rstrip():
             yield number, "space at the end of the line"
-        if len(line) > COLUMNS_MAX and path.suffix not in FREE_WIDTH:
+        if len(line) > COLUMNS_MAX and path.suffix not in FREE_WIDTH and not path.match(CHART_TEMPLATES):
             yield number, f"{len(line)} columns, more than {COLUMNS_MAX}"
         if MARKER.search(line):
             yield number, f"marker {MARKER.search(line).group()}: finish it or open an issue"
