@@ -6,8 +6,9 @@
 // bytes of the tier before it, and its younger copy is recycled as soon as no later query may see it, so the young
 // bytes are bounded by the windows plus one chunk.
 //
-// All blocks are taken at Create (admission is decided there, nothing fails later) and returned by the destructor. The
-// first blocks may be shared with others (KvBeginning): those that have their lasting form are never written again.
+// Blocks are taken at Create and Resize (admission is decided there; a step never fails) and returned by the
+// destructor, or by a Resize to shorter steps. The first blocks may be shared with others (KvBeginning): those that
+// have their lasting form are never written again.
 // Not thread-safe; the pool and this object belong to one step loop. Between BeginStep and EndStep, threads of the
 // forward pass may read the tables and write the blocks of their own layer and head.
 #pragma once
