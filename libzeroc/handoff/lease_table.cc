@@ -232,7 +232,7 @@ Status LeaseTable::Attach(Lease& lease, PeerId peer, const AttachMessage& messag
     return FailedPrecondition(Name(lease.key) + " is " + LeaseStateName(lease.state));
   }
   lease.n_ranks = message.n_ranks;
-  lease.writers.push_back({message.rank, peer, message.delivery, 0, {}, false, false, 0});
+  lease.writers.push_back({message.rank, peer, message.delivery, 0, {}, false, false, 0, 0});
   lease.state = LeaseState::kReceiving;
   return OkStatus();
 }
@@ -454,7 +454,10 @@ LeaseActions LeaseTable::Tick(std::int64_t now_ns) {
         break;
       case LeaseState::kQuarantined:
         for (Writer& writer : lease->writers) {
-          if (writer.quiet || writer.gone_ns == 0 || now_ns - writer.gone_ns < options_.dead_writer_grace_ns) continue;
+          if (writer.quiet || writer.gone_ns == 0) continue;
+          const std::int64_t since_ns = now_ns - std::max(writer.gone_ns, last_tick_ns_);
+          writer.gone_for_ns += std::clamp<std::int64_t>(since_ns, 0, options_.grace_step_ns);
+          if (writer.gone_for_ns < options_.dead_writer_grace_ns) continue;
           writer.quiet = true;
           if (waited_enough.empty() || waited_enough.back() != lease.get()) waited_enough.push_back(lease.get());
         }
@@ -465,6 +468,7 @@ LeaseActions LeaseTable::Tick(std::int64_t now_ns) {
         break;
     }
   }
+  last_tick_ns_ = now_ns;
   for (Lease* lease : waited_enough) EndIfQuiet(*lease, &out);
   for (Lease* lease : expired) {
     const std::string age = std::to_string((now_ns - lease->created_ns) / 1'000'000) + " ms after its reservation";

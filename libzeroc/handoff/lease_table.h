@@ -86,6 +86,8 @@ class LeaseTable {
     // What a dead or closed connection may still have under way: one-sided writes that the network card holds. Their
     // end cannot be seen from here, so blocks wait this much longer.
     std::int64_t dead_writer_grace_ns = 2'000'000'000;
+    // What one Tick adds to that at most: a clock that jumps does not make the card any faster.
+    std::int64_t grace_step_ns = 250'000'000;
     std::size_t ended_kept = 4096;  // leases remembered to answer late duplicates
   };
 
@@ -135,8 +137,9 @@ class LeaseTable {
     std::uint16_t n_parts = 0;  // of its commit; 0: none seen
     std::vector<bool> parts_seen;
     bool committed = false;
-    bool quiet = false;        // committed, released or long dead: no write of it is under way
-    std::int64_t gone_ns = 0;  // when its connection ended; 0: it lives
+    bool quiet = false;            // committed, released or long dead: no write of it is under way
+    std::int64_t gone_ns = 0;      // when its connection ended; 0: it lives
+    std::int64_t gone_for_ns = 0;  // since then, by ticks
   };
   struct Lease;
 
@@ -163,6 +166,7 @@ class LeaseTable {
   const Options options_;
   std::uint64_t next_id_;
   std::uint64_t next_generation_;
+  std::int64_t last_tick_ns_ = 0;
   std::map<std::uint64_t, std::unique_ptr<Lease>> leases_;
 
   struct Ended {

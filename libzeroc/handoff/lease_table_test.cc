@@ -266,10 +266,17 @@ TEST_F(LeaseTableTest, ADeadOneSidedWriterIsWaitedFor) {
   const LeaseActions lost = table_.OnPeerFailure(kWriter, Unavailable("gone"), now_);
   EXPECT_EQ(Of<LeaseFailed>(lost).at(0).status.code(), StatusCode::kUnavailable);
   EXPECT_TRUE(Of<ReturnBlocks>(lost).empty());
-  now_ += kSecond;
-  EXPECT_TRUE(table_.Tick(now_).empty());
-  now_ += kSecond;
-  EXPECT_EQ(Of<ReturnBlocks>(table_.Tick(now_)).size(), 1u);
+  for (int i = 0; i < 19; ++i) EXPECT_TRUE(table_.Tick(now_ += kSecond / 10).empty());
+  EXPECT_EQ(Of<ReturnBlocks>(table_.Tick(now_ += kSecond / 10)).size(), 1u);
+}
+
+// A clock that jumped (a machine that was moved) used to end the wait at once, with writes still under way.
+TEST_F(LeaseTableTest, AClockThatJumpsDoesNotShortenTheWaitForADeadWriter) {
+  Attach(Delivery::kPut);
+  table_.OnPeerFailure(kWriter, Unavailable("gone"), now_);
+  EXPECT_TRUE(Of<ReturnBlocks>(table_.Tick(now_ += 1000 * kSecond)).empty());
+  for (int i = 0; i < 17; ++i) EXPECT_TRUE(Of<ReturnBlocks>(table_.Tick(now_ += kSecond / 10)).empty());
+  EXPECT_EQ(Of<ReturnBlocks>(table_.Tick(now_ += kSecond / 10)).size(), 1u);
 }
 
 TEST_F(LeaseTableTest, BlocksWaitForThePieceThatIsBeingCopied) {
