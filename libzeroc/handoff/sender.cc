@@ -316,14 +316,21 @@ bool Sender::WaitsForPeer() const {
          (phase_ == Phase::kStreaming && writes_pending_ > 0);
 }
 
-SenderActions Sender::Tick(std::int64_t now_ns) {
+bool Sender::TimedOut(std::int64_t now_ns, std::int64_t link_progress_ns, std::int64_t timeout_ns) const {
+  const std::int64_t silent_ns = now_ns - last_progress_ns_;
+  if (silent_ns < timeout_ns) return false;
+  const bool in_transport = writes_pending_ > 0 || flush_pending_;
+  return !in_transport || now_ns - link_progress_ns >= timeout_ns ||
+         silent_ns / options_.busy_link_factor >= timeout_ns;
+}
+
+SenderActions Sender::Tick(std::int64_t now_ns, std::int64_t link_progress_ns) {
   SenderActions out;
   if (ended_) return out;
-  const std::int64_t silent_ns = now_ns - last_progress_ns_;
   const bool resend = now_ns - last_sent_ns_ >= options_.resend_ns;
-  if (WaitsForPeer() && silent_ns >= options_.answer_timeout_ns) {
-    Stop(Unavailable("decode worker " + peer_name_ + " has not answered for " + std::to_string(silent_ns / 1'000'000) +
-                     " ms"),
+  if (WaitsForPeer() && TimedOut(now_ns, link_progress_ns, options_.answer_timeout_ns)) {
+    Stop(Unavailable("decode worker " + peer_name_ + " has not answered for " +
+                     std::to_string((now_ns - last_progress_ns_) / 1'000'000) + " ms"),
          now_ns, &out);
     return out;
   }
@@ -342,7 +349,7 @@ SenderActions Sender::Tick(std::int64_t now_ns) {
       break;
     case Phase::kStopping:
       if (released_sent_ && resend) Send(ReleasedMessage{lease_, share_.rank}, now_ns, &out);
-      if (silent_ns >= options_.stop_timeout_ns && !close_asked_) {
+      if (!close_asked_ && TimedOut(now_ns, link_progress_ns, options_.stop_timeout_ns)) {
         close_asked_ = true;
         out.push_back(ClosePeer{});
       }

@@ -91,6 +91,9 @@ class Sender {
     std::int64_t resend_ns = 1'000'000'000;           // Attach, Commit, Released without an answer
     std::int64_t answer_timeout_ns = 15'000'000'000;  // to an Attach or a Commit; then the sender stops
     std::int64_t stop_timeout_ns = 5'000'000'000;     // for a stop to end in good order; then ClosePeer
+    // Both time-outs are this many times longer while a write or flush of ours waits on a link that carries others': it
+    // may be in their queue, or be lost.
+    int busy_link_factor = 10;
     int flushes_max = 16;  // a flush also reports other jobs' refused writes, and is then repeated
   };
 
@@ -122,7 +125,9 @@ class Sender {
   // The work is not wanted any more, or failed. Idempotent; the first reason counts.
   SenderActions Cancel(const Status& why, std::int64_t now_ns);
 
-  SenderActions Tick(std::int64_t now_ns);
+  // link_progress_ns: when a write or flush of anybody on this connection was last over. Writes queue behind those of
+  // others, and a connection is everybody's: it may not be closed because one transfer has to wait for its turn.
+  SenderActions Tick(std::int64_t now_ns, std::int64_t link_progress_ns = 0);
 
   bool ended() const { return ended_; }
   bool local_done() const { return local_done_; }
@@ -153,6 +158,7 @@ class Sender {
   void AdvanceStop(std::int64_t now_ns, SenderActions* out);
   void Finish(Status status, std::int64_t now_ns, SenderActions* out);
   bool WaitsForPeer() const;
+  bool TimedOut(std::int64_t now_ns, std::int64_t link_progress_ns, std::int64_t timeout_ns) const;
 
   const Options options_;
   const LeaseKey lease_;

@@ -257,6 +257,23 @@ TEST_F(SenderTest, ASilentPeerIsClosedAndFreesTheBytes) {
   EXPECT_EQ(std::get<SenderEnded>(last.back()).status.code(), StatusCode::kUnavailable);
 }
 
+// A stop that waited behind other requests' writes on a slow link used to close the connection under all of them.
+TEST_F(SenderTest, ABusyLinkIsNotASilentPeer) {
+  PostAll(Delivery::kPut);
+  for (int i = 0; i < 20; ++i) {
+    now_ += kSecond;
+    EXPECT_FALSE(sender_.stopping()) << "after " << i << " s of other requests' progress";
+    sender_.Tick(now_, now_);
+  }
+  EXPECT_EQ(Sent<AbortMessage>(sender_.Cancel(Cancelled("client went away"), now_)).size(), 1u);
+  for (int i = 0; i < 49; ++i) {
+    now_ += kSecond;
+    EXPECT_EQ(CountOf<ClosePeer>(sender_.Tick(now_, now_)), 0);
+  }
+  now_ += 2 * kSecond;
+  EXPECT_EQ(CountOf<ClosePeer>(sender_.Tick(now_, now_)), 1) << "a write of ours is lost";
+}
+
 TEST_F(SenderTest, HeartbeatsGoOnWhilePrefillComputes) {
   sender_.OnPeerUp(Delivery::kPut, now_);
   AckAttach();

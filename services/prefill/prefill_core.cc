@@ -58,7 +58,9 @@ PrefillCore::~PrefillCore() {
 void PrefillCore::ScheduleTick() {
   timers_->Schedule(TimerThread::Clock::now() + kTick, [this] {
     for (const RequestPtr& request : RequestsOf(PeerId::kNone)) {
-      request->Drive([](Sender& sender, std::int64_t now) { return sender.Tick(now); });
+      request->Drive([&request](Sender& sender, std::int64_t now) {
+        return sender.Tick(now, request->link_progress_ns->load(std::memory_order_relaxed));
+      });
     }
     engine_thread_->Post([this] { engine_->DropLate(PrefillNowNs()); });
     ScheduleTick();
@@ -132,6 +134,7 @@ Status PrefillCore::Connect(const v1::PrefillRequest& request, const RequestPtr&
     cached.peer = *peer;
   }
   added->peer = cached.peer;
+  added->link_progress_ns = cached.progress_ns;
   requests_[added->key] = added;
   *connection = cached;
   return OkStatus();

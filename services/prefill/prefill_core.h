@@ -72,6 +72,8 @@ class PrefillCore final : private TransportListener {
     PeerId peer = PeerId::kNone;
     bool up = false;
     PeerInfo info;
+    // When a write or flush on it was last over; shared with the requests that use it.
+    std::shared_ptr<std::atomic<std::int64_t>> progress_ns = std::make_shared<std::atomic<std::int64_t>>(0);
   };
 
   PrefillCore(const Options& options, WorkerModel& model, Metrics& metrics)

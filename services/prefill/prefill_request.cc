@@ -28,10 +28,12 @@ void PrefillCore::Request::Do(SenderActions actions) {
     const auto self = shared_from_this();
     if (const auto* write = std::get_if<PostWrite>(&action)) {
       core.transport_->Write(peer, sender.lease().tag(), write->local, write->remote_offset, [self](const Status& s) {
+        self->link_progress_ns->store(PrefillNowNs(), std::memory_order_relaxed);
         self->Drive([&s](Sender& sender_, std::int64_t now) { return sender_.OnWriteDone(s, now); });
       });
     } else if (std::get_if<PostFlush>(&action) != nullptr) {
       core.transport_->Flush(peer, [self](const Status& s) {
+        self->link_progress_ns->store(PrefillNowNs(), std::memory_order_relaxed);
         self->Drive([&s](Sender& sender_, std::int64_t now) { return sender_.OnFlushDone(s, now); });
       });
     } else if (const auto* post = std::get_if<PostMessage>(&action)) {

@@ -21,7 +21,9 @@ struct PrefillCore::Request final : PrefillListener, std::enable_shared_from_thi
   std::string decode_worker;
   SamplingParams sampling;
   int n_prompt_tokens = 0;
-  PeerId peer = PeerId::kNone;  // set under core.mu_, once
+  // Set under core.mu_, once.
+  PeerId peer = PeerId::kNone;
+  std::shared_ptr<std::atomic<std::int64_t>> link_progress_ns;
 
   Mutex mu;
   Sender sender ZEROC_GUARDED_BY(mu);

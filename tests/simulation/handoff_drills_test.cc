@@ -115,6 +115,40 @@ TEST_P(Drill, AStoppedDecodeWorkerResumesIntoACleanState) {
   EXPECT_GT(report.n_attempts, report.n_requests);
 }
 
+// Every connection carries 40 KB/s, less than is asked of it: writes queue for longer than any time-out. Those of
+// cancelled requests wait behind the others', and nobody may take that for a peer that is silent.
+WorldReport CancelsOnASlowLink(WorldOptions options, int busy_link_factor) {
+  options.decode_arena_bytes = options.prefill_arena_bytes = 8 << 20;
+  options.network.delay_min_seconds = 0.1;
+  options.network.delay_max_seconds = 0.3;
+  options.pieces_in_flight_max = 2;
+  options.calm = true;
+  options.sender.busy_link_factor = busy_link_factor;
+  World world(options);
+  for (int i = 0; i < 20; ++i) {
+    RequestSpec spec;
+    spec.n_prompt = 100;
+    spec.n_output = 3;
+    if (i % 2 == 1) spec.cancel_after = 1 + 0.1 * i;
+    world.Submit(spec);
+  }
+  return world.Finish();
+}
+
+TEST_P(Drill, ACancelOnASlowLinkCostsNobodyElse) {
+  const WorldReport report = CancelsOnASlowLink(Options(1, 1), Sender::Options().busy_link_factor);
+  EXPECT_FALSE(report.violation.has_value()) << report.violation->kind << ": " << report.violation->text;
+  EXPECT_GE(report.n_ok, 10);
+  EXPECT_GT(report.n_cancelled, 5);
+  EXPECT_GT(report.seconds, 6) << "the link was not slow";
+}
+
+TEST_P(Drill, ImpatienceOnASlowLinkWouldBeNoticed) {
+  const WorldReport report = CancelsOnASlowLink(Options(1, 1), 1);
+  ASSERT_TRUE(report.violation.has_value());
+  EXPECT_EQ(report.violation->kind, "collateral");
+}
+
 // --- late and repeated ---
 
 TEST_P(Drill, WritesThatComeAfterAnAbortDoNotTouchReusedBlocks) {
@@ -382,6 +416,48 @@ TEST_P(Drill, AClockThatJumpsEndsLeasesButLosesNothing) {
   const WorldReport report = Finish(world);
   EXPECT_GT(report.n_lease_expiries, 0);
   EXPECT_EQ(report.n_ok, report.n_requests);
+}
+
+// The link breaks with writes under way that land 1.5 s later; decode's clock jumps in between.
+WorldReport ClockJumpsUnderADeadWriter(WorldOptions options) {
+  options.decode_arena_bytes = 512 << 10;
+  World world(options);
+  int n_late = 0;
+  world.network().set_script([&](const std::string& from, const std::string&, const FrameHeader& header) {
+    if (from != "p0" || !Is(header, kPieces)) return FakeFate{};
+    if (n_late++ == 0) {
+      world.network().At(0.2, {}, [&] { world.Apply({.fault = Fault::kCut, .node = "p0", .other = "d0"}); });
+      world.network().At(0.25, {}, [&] { world.Apply({.fault = Fault::kClockJump, .node = "d0", .seconds = 1000}); });
+    }
+    return FakeFate{.extra_delay_seconds = 1.5};
+  });
+  for (int i = 0; i < 30; ++i) {
+    RequestSpec spec;
+    spec.n_prompt = 200;
+    spec.n_output = 5;
+    spec.prefill = std::string(i == 0 ? "p0" : "p1");
+    world.Submit(spec);
+    world.RunFor(0.1);
+  }
+  EXPECT_GT(n_late, 0);
+  world.network().set_script({});
+  return world.Finish();
+}
+
+TEST_P(Drill, AClockThatJumpsDoesNotFreeBlocksUnderADeadWriter) {
+  const WorldReport report = ClockJumpsUnderADeadWriter(Options(1, 2));
+  EXPECT_FALSE(report.violation.has_value()) << report.violation->kind << ": " << report.violation->text;
+}
+
+TEST_P(Drill, AQuarantineThatBelievesAJumpWouldBeNoticed) {
+  if (!put()) GTEST_SKIP() << "pieces are refused by their tag";
+  WorldOptions options = Options(1, 2);
+  options.leases.grace_step_ns = std::int64_t{1} << 60;
+  const WorldReport report = ClockJumpsUnderADeadWriter(options);
+  ASSERT_TRUE(report.violation.has_value());
+  EXPECT_TRUE(report.violation->kind == "late write" || report.violation->kind == "checksum" ||
+              report.violation->kind == "wrong token")
+      << report.violation->kind;
 }
 
 TEST_P(Drill, GrantsThatNobodyTakesExpire) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdio>
+#include <sstream>
 #include <string>
 
 #include "tests/simulation/mutation.h"
@@ -15,7 +16,11 @@ namespace {
 constexpr int kRequestsPerWorld = 150;
 
 bool Expects(const Mutation& mutation, const std::string& kind) {
-  return ("|" + std::string(mutation.caught_by) + "|").find("|" + kind + "|") != std::string::npos;
+  std::istringstream expected(mutation.caught_by);
+  for (std::string one; std::getline(expected, one, '|');) {
+    if (one == kind) return true;
+  }
+  return false;
 }
 
 class HandoffMutation : public ::testing::TestWithParam<Mutation> {};

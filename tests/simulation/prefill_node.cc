@@ -16,7 +16,7 @@ PrefillNode::PrefillNode(World& world, std::string name, std::span<std::byte> me
   TransportOptions options;
   options.name = name_;
   options.piece_bytes = 4096;
-  options.pieces_in_flight_max = 64;
+  options.pieces_in_flight_max = world_.options().pieces_in_flight_max;
   options.connect_timeout_ms = 2000;
   transport_ = world_.network().Create(options, *this).value();
   Tick();
@@ -32,7 +32,7 @@ void PrefillNode::Post(double delay, std::function<void()> work) {
 
 void PrefillNode::Tick() {
   world_.Heartbeat(name_);
-  for (const JobPtr& job : JobsOf(PeerId::kNone)) Do(job, job->sender->Tick(Now()));
+  for (const JobPtr& job : JobsOf(PeerId::kNone)) Do(job, job->sender->Tick(Now(), *job->link_progress_ns));
   Post(0.1, [this] { Tick(); });
 }
 
@@ -86,6 +86,7 @@ void PrefillNode::Run(const PrefillArgs& args, const CallPtr& call) {
   job->args = args;
   job->call = call;
   job->peer = cached.peer;
+  job->link_progress_ns = cached.progress_ns;
   job->sender = std::make_unique<SenderSeam>(
       world_.options().mistake,
       Sender(world_.options().sender, args.lease.key, share, std::move(parsed).value(), args.lease.decode));
@@ -179,11 +180,14 @@ void PrefillNode::Do(const JobPtr& job, SenderActions actions) {
       transport_->Write(job->peer, job->sender->lease().tag(), write->local, write->remote_offset,
                         [this, job](const Status& status) {
                           --job->n_writes_open;
+                          *job->link_progress_ns = Now();
                           Do(job, job->sender->OnWriteDone(status, Now()));
                         });
     } else if (std::holds_alternative<PostFlush>(action)) {
-      transport_->Flush(job->peer,
-                        [this, job](const Status& status) { Do(job, job->sender->OnFlushDone(status, Now())); });
+      transport_->Flush(job->peer, [this, job](const Status& status) {
+        *job->link_progress_ns = Now();
+        Do(job, job->sender->OnFlushDone(status, Now()));
+      });
     } else if (const auto* post = std::get_if<PostMessage>(&action)) {
       transport_->Send(job->peer, post->message.type, AsBytes(post->message.payload), [](const Status&) {});
     } else if (std::holds_alternative<ClosePeer>(action)) {

@@ -57,6 +57,7 @@ class PrefillNode final : public TransportListener {
     CallPtr call;
     std::unique_ptr<SenderSeam> sender;
     PeerId peer = PeerId::kNone;
+    std::shared_ptr<std::int64_t> link_progress_ns;
     std::shared_ptr<BlockPool> pool;  // events of a dead process may hold on to its blocks
     std::unique_ptr<SequenceKv> kv;
     BlockTable local;
@@ -71,6 +72,7 @@ class PrefillNode final : public TransportListener {
     PeerId peer = PeerId::kNone;
     bool up = false;
     PeerInfo info;
+    std::shared_ptr<std::int64_t> progress_ns = std::make_shared<std::int64_t>(0);
   };
   static constexpr int kChunks = 2;
 

@@ -194,7 +194,9 @@ SenderActions SenderSeam::OnPeerFailure(const Status& status, std::int64_t now) 
   return Alter(sender_.OnPeerFailure(status, now), now);
 }
 SenderActions SenderSeam::Cancel(const Status& why, std::int64_t now) { return Alter(sender_.Cancel(why, now), now); }
-SenderActions SenderSeam::Tick(std::int64_t now) { return Alter(sender_.Tick(now), now); }
+SenderActions SenderSeam::Tick(std::int64_t now, std::int64_t link_progress) {
+  return Alter(sender_.Tick(now, link_progress), now);
+}
 
 SenderActions SenderSeam::Alter(SenderActions actions, std::int64_t now) {
   if (ended_) return {};

@@ -65,7 +65,7 @@ class SenderSeam {
   SenderActions OnMessage(const Message& message, std::int64_t now);
   SenderActions OnPeerFailure(const Status& status, std::int64_t now);
   SenderActions Cancel(const Status& why, std::int64_t now);
-  SenderActions Tick(std::int64_t now);
+  SenderActions Tick(std::int64_t now, std::int64_t link_progress);
 
   bool ended() const { return ended_ || sender_.ended(); }
   bool stopping() const { return sender_.stopping(); }

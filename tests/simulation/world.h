@@ -56,6 +56,7 @@ struct WorldOptions {
   int ranks_max = 1;
   std::size_t decode_arena_bytes = 1 << 20, prefill_arena_bytes = 1 << 20;
   FakeFaults network;
+  int pieces_in_flight_max = 64;  // with the delays it is a connection's bandwidth
   double rpc_delay_max_seconds = 0.002;
   double compute_seconds = 0.005;  // prefill: one layer of one chunk
   double step_seconds = 0.02;      // decode
