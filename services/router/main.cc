@@ -35,6 +35,7 @@ FlowConfig MakeFlowConfig(const RouterOptions& options, const ServedModel& model
   config.default_max_ppl_increase = options.default_max_ppl_increase;
   config.reserve_timeout = milliseconds(options.reserve_timeout_ms);
   config.request_timeout = milliseconds(options.request_timeout_ms);
+  config.retries_max = static_cast<int>(options.retries_max);
   return config;
 }
 
@@ -71,7 +72,7 @@ Status Serve(const RouterOptions& options, ShutdownSignal& signal) {
   const GrpcLimits grpc_limits = MakeGrpcLimits(options);
   Metrics metrics(model.name);
   metrics.SetRuntimeInfo({{"component", "router"}, {"plan_id", model.plan_id}});
-  metrics.CountRetry("reserve", 0);
+  for (const char* stage : {"reserve", "prefill", "decode"}) metrics.CountRetry(stage, 0);
   TimerThread timers;
   WorkerPool pool(model.fingerprint, model.plan_id, milliseconds(options.heartbeat_expiry_ms));
   const FlowContext context{model, pool, metrics, timers, MakeFlowConfig(options, model)};

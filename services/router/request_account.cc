@@ -1,4 +1,5 @@
 // What a finished request leaves behind: its statistics, its metrics and its line in the access log.
+#include <algorithm>
 #include <cstdio>
 
 #include "services/common/logging.h"
@@ -26,16 +27,18 @@ v1::RequestStats RequestFlow::Stats() const {
   *stats.mutable_phases() = PhasesOf(times_);
   stats.set_ttft_seconds(TtftSeconds(times_));
   stats.set_jct_seconds(JctSeconds(times_));
-  *stats.mutable_kv_bytes() = transfer_.kv_bytes();
-  if (resident_.packed() != 0) stats.mutable_kv_bytes()->set_packed(resident_.packed());
-  stats.set_wire_total_seconds(transfer_.wire_seconds());
-  if (transfer_.wire_seconds() > 0) {
-    stats.set_wire_hidden_share(std::clamp(transfer_.wire_hidden_seconds() / transfer_.wire_seconds(), 0.0, 1.0));
+  stats.set_attempts(1 + n_elsewhere_);
+  if (attempt_ == nullptr) return stats;
+  const v1::PrefillDone& transfer = attempt_->transfer;
+  *stats.mutable_kv_bytes() = transfer.kv_bytes();
+  if (attempt_->resident.packed() != 0) stats.mutable_kv_bytes()->set_packed(attempt_->resident.packed());
+  stats.set_wire_total_seconds(transfer.wire_seconds());
+  if (transfer.wire_seconds() > 0) {
+    stats.set_wire_hidden_share(std::clamp(transfer.wire_hidden_seconds() / transfer.wire_seconds(), 0.0, 1.0));
   }
-  stats.set_transport(transfer_.transport());
-  stats.set_prefill_worker(prefill_worker_.name());
-  stats.set_decode_worker(decode_worker_.name());
-  stats.set_attempts(attempt_);
+  stats.set_transport(transfer.transport());
+  stats.set_prefill_worker(attempt_->prefill_worker.name());
+  stats.set_decode_worker(attempt_->decode_worker.name());
   return stats;
 }
 
@@ -57,10 +60,10 @@ void RequestFlow::Account(const Status& status) {
     metrics.ObserveQueueTime(phases.queue());
     metrics.ObservePrefillTime(phases.prefill());
     metrics.ObserveDecodeTime(phases.decode());
-    metrics.CountSuccess(finish_reason_ == v1::FINISH_REASON_LENGTH ? "length" : "stop");
+    metrics.CountSuccess(answer_.finish_reason() == v1::FINISH_REASON_LENGTH ? "length" : "stop");
     metrics.AddPromptTokens(prompt_ids_.size());
   }
-  metrics.AddGenerationTokens(n_output_tokens_);
+  metrics.AddGenerationTokens(answer_.ids().size());
   if (stats.kv_bytes().wire() > 0) {
     metrics.AddKvBytes("raw", stats.kv_bytes().raw());
     metrics.AddKvBytes("packed", stats.kv_bytes().packed());
@@ -72,7 +75,7 @@ void RequestFlow::Account(const Status& status) {
 
   std::string line = "request id=" + id() + " outcome=" + outcome + " profile=" + profile + " reason=" + reason_ +
                      " prompt_tokens=" + std::to_string(prompt_ids_.size()) +
-                     " output_tokens=" + std::to_string(n_output_tokens_);
+                     " output_tokens=" + std::to_string(answer_.ids().size());
   line += Seconds("jct", stats.jct_seconds()) + Seconds("ttft", stats.ttft_seconds()) +
           Seconds("queue", phases.queue()) + Seconds("reserve", phases.reserve()) +
           Seconds("prefill", phases.prefill()) + Seconds("wire", phases.wire()) + Seconds("admit", phases.admit()) +

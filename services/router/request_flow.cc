@@ -11,17 +11,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::uint32_t kReserveAttemptsMax = 2;
-constexpr std::chrono::seconds kReleaseTimeout(5);
-
 std::uint64_t FreshSeed() {
   thread_local std::mt19937_64 generator{std::random_device{}()};
   return generator();
-}
-
-// Refusals that another worker may not share, and that leave nothing behind.
-bool MayRetryReserve(const Status& status) {
-  return status.code() == StatusCode::kResourceExhausted || status.code() == StatusCode::kUnavailable;
 }
 
 }  // namespace
@@ -35,8 +27,8 @@ RequestFlow::RequestFlow(const FlowContext& context, v1::GenerateRequest request
       on_end_(std::move(on_end)),
       deadline_(std::min(client_deadline.value_or(Deadline::max()),
                          std::chrono::system_clock::now() + context.config.request_timeout)),
-      text_(context.model.codec->NewStream()),
-      stops_({request_.sampling().stop().begin(), request_.sampling().stop().end()}) {
+      answer_(context.model.codec->NewStream(),
+              {request_.sampling().stop().begin(), request_.sampling().stop().end()}) {
   times_.arrival = Clock::now();
 }
 
@@ -73,7 +65,7 @@ void RequestFlow::Start() {
   if (!choice.ok()) return Fail(choice.status());
   prompt_ids_ = std::move(choice->prompt_ids);
   sampling_ = std::move(choice->sampling);
-  stop_token_ids_ = {sampling_.stop_token_ids().begin(), sampling_.stop_token_ids().end()};
+  answer_.SetLimits(sampling_.max_tokens(), {sampling_.stop_token_ids().begin(), sampling_.stop_token_ids().end()});
   rung_ = &context_.model.ladder[choice->decision.rung_idx];
   reason_ = choice->decision.reason;
   budget_ = choice->decision.budget;
@@ -88,58 +80,94 @@ void RequestFlow::Start() {
   deadline_timer_ =
       context_.timers.Schedule(Clock::now() + std::chrono::duration_cast<Clock::duration>(left), at_deadline);
 
-  // Prefill is chosen first, so that nothing is reserved when there is nobody to fill it.
-  const auto lost = [weak = weak_from_this()](const char* role) {
-    return [weak, role] {
-      if (const auto self = weak.lock()) self->OnWorkerLost(role);
-    };
-  };
-  Result<WorkerPool::Ref> prefill = context_.pool.PickPrefill({prompt_ids_.size(), {}, lost("prefill")});
-  if (!prefill.ok()) return Fail(prefill.status());
-  prefill_worker_ = std::move(*prefill);
-  Result<WorkerPool::Ref> decode =
-      context_.pool.PickDecode({prompt_ids_.size() + sampling_.max_tokens(), {}, lost("decode")});
-  if (!decode.ok()) return Fail(decode.status());
-  decode_worker_ = std::move(*decode);
-  times_.reserve_begin = Clock::now();
-  Reserve();
+  AttemptPtr attempt = NewAttempt();
+  if (const Status status = PickWorkers(attempt); !status.ok()) return Fail(status);
+  Reserve(std::move(attempt));
 }
 
-void RequestFlow::Reserve() {
-  reserving_ = true;
-  v1::ReserveRequest reserve;
-  reserve.set_request_id(id());
-  reserve.set_attempt(++attempt_);
-  reserve.set_n_prompt_tokens(static_cast<std::uint32_t>(prompt_ids_.size()));
-  reserve.set_max_tokens(sampling_.max_tokens());
-  reserve.set_profile(rung_->name);
-  reserve.set_plan_id(context_.model.plan_id);
-  reserve.set_model_fingerprint(context_.model.fingerprint);
-  reserve.set_layout_hash(rung_->layout_hash);
-  // Never cancelled, nor by the request's own deadline: a grant that crossed with it would be lost until it expires.
-  const Deadline deadline = std::chrono::system_clock::now() + context_.config.reserve_timeout;
-  decode_worker_.connection().Reserve(
-      reserve, deadline, [self = shared_from_this()](const Status& status, const v1::ReserveResponse& response) {
-        self->OnReserved(status, response);
+RequestFlow::AttemptPtr RequestFlow::NewAttempt() {
+  AttemptPlan plan;
+  plan.request_id = id();
+  plan.token_ids = prompt_ids_;
+  plan.token_ids.insert(plan.token_ids.end(), answer_.ids().begin(), answer_.ids().end());
+  plan.n_streamed = static_cast<std::uint32_t>(answer_.ids().size());
+  plan.sampling = SamplingBehind(sampling_, plan.n_streamed);
+  plan.profile = rung_->name;
+  plan.layout_hash = rung_->layout_hash;
+  plan.plan_id = context_.model.plan_id;
+  plan.model_fingerprint = context_.model.fingerprint;
+  plan.priority = request_.priority();
+  plan.deadline = deadline_;
+  return std::make_shared<Attempt>(++n_attempts_, std::move(plan));
+}
+
+// Prefill is chosen first, so that nothing is reserved when there is nobody to fill it.
+Status RequestFlow::PickWorkers(const AttemptPtr& attempt) {
+  const auto choice = [&](Role role, std::uint64_t n_tokens) {
+    WorkerPool::Choice wanted;
+    wanted.n_tokens = n_tokens;
+    wanted.avoided = role == Role::kPrefill ? avoided_prefill_ : avoided_decode_;
+    if (role == Role::kDecode) wanted.excluded = refused_by_;
+    wanted.on_lost = [weak = weak_from_this(), weak_attempt = std::weak_ptr<Attempt>(attempt), role] {
+      const auto self = weak.lock();
+      if (const auto lost = weak_attempt.lock(); self != nullptr && lost != nullptr) self->OnWorkerLost(lost, role);
+    };
+    return wanted;
+  };
+  const std::uint64_t n_prompt = attempt->plan().token_ids.size();
+  ZEROC_ASSIGN_OR_RETURN(attempt->prefill_worker, context_.pool.PickPrefill(choice(Role::kPrefill, n_prompt)));
+  const std::uint64_t n_all = n_prompt + attempt->plan().sampling.max_tokens();
+  ZEROC_ASSIGN_OR_RETURN(attempt->decode_worker, context_.pool.PickDecode(choice(Role::kDecode, n_all)));
+  return OkStatus();
+}
+
+void RequestFlow::Reserve(AttemptPtr attempt) {
+  attempt_ = std::move(attempt);
+  // A retry before the first token starts these anew; what was lost until here counts as queue. Behind the first token
+  // it belongs to the phase that it interrupted.
+  if (!times_.first_token.has_value()) {
+    times_.reserve_begin = Clock::now();
+    times_.reserve_end.reset();
+  }
+  ++n_reserving_;
+  attempt_->Reserve(
+      // Not the request's deadline: a grant that crossed with it would be lost until it expires.
+      std::chrono::system_clock::now() + context_.config.reserve_timeout,
+      [self = shared_from_this(), reserving = attempt_](const Status& status, const v1::ReserveResponse& response) {
+        self->OnReserved(reserving, status, response);
       });
 }
 
-void RequestFlow::OnReserved(const Status& status, const v1::ReserveResponse& response) {
+void RequestFlow::OnReserved(const AttemptPtr& attempt, const Status& status, const v1::ReserveResponse& response) {
   MutexLock lock(mu_);
-  reserving_ = false;
-  if (ended_) {
-    if (status.ok()) Release(decode_worker_.connection(), response.lease(), "ended_while_reserving");
-    decode_worker_.Reset();
-    on_end_();
-    return;
-  }
-  if (!status.ok()) {
-    if (RetryReserve(status)) return;
-    return FailAt("decode", status);
-  }
-  times_.reserve_end = Clock::now();
-  lease_ = response.lease();
+  --n_reserving_;
+  attempt->TakeAnswer(status, response);
+  if (ended_) return EndIfQuiet();
+  if (attempt != attempt_) return;
+  if (!status.ok()) return OnRefused(status);
+  if (!times_.first_token.has_value()) times_.reserve_end = Clock::now();
+  refused_by_.clear();
+  SendStarted();
+  RunAttempt();
+}
 
+// A worker that is full or gone leaves nothing behind: the next one is asked at once.
+void RequestFlow::OnRefused(const Status& status) {
+  const bool full = status.code() == StatusCode::kResourceExhausted;
+  if (!full && status.code() != StatusCode::kUnavailable) return OnWorkerFailed(Role::kDecode, status);
+  refused_by_.insert(attempt_->decode_worker.name());
+  AttemptPtr next = NewAttempt();
+  if (!PickWorkers(next).ok()) return full ? FailAt(Role::kDecode, status) : OnWorkerFailed(Role::kDecode, status);
+  ++n_elsewhere_;
+  context_.metrics.CountRetry("reserve");
+  LogWarning("retry request=" + id() + " stage=reserve worker=" + attempt_->decode_worker.name() + " because=\"" +
+             status.ToString() + "\"");
+  attempt_->Stop("refused");
+  Reserve(std::move(next));
+}
+
+void RequestFlow::SendStarted() {
+  if (std::exchange(started_sent_, true)) return;
   v1::Started started;
   started.set_request_id(id());
   started.set_prompt_tokens(static_cast<std::uint32_t>(prompt_ids_.size()));
@@ -149,209 +177,150 @@ void RequestFlow::OnReserved(const Status& status, const v1::ReserveResponse& re
   started.set_ppl_base(context_.model.ppl_base);
   started.set_model(context_.model.name);
   sink_->OnStarted(started);
-  StartWorkers();
 }
 
-bool RequestFlow::RetryReserve(const Status& status) {
-  if (!MayRetryReserve(status) || attempt_ >= kReserveAttemptsMax) return false;
-  refused_by_.insert(decode_worker_.name());
-  const auto lost = [weak = weak_from_this()] {
-    if (const auto self = weak.lock()) self->OnWorkerLost("decode");
-  };
-  Result<WorkerPool::Ref> other =
-      context_.pool.PickDecode({prompt_ids_.size() + sampling_.max_tokens(), refused_by_, lost});
-  if (!other.ok()) return false;
-  context_.metrics.CountRetry("reserve");
-  LogWarning("retry request=" + id() + " stage=reserve worker=" + decode_worker_.name() + " because=\"" +
-             status.ToString() + "\"");
-  decode_worker_ = std::move(*other);
-  Reserve();
-  return true;
+void RequestFlow::RunAttempt() {
+  const auto self = shared_from_this();
+  const AttemptPtr attempt = attempt_;
+  attempt->StartDecode([self, attempt](const v1::DecodeEvent& event) { self->OnDecodeEvent(attempt, event); },
+                       [self, attempt](const Status& status) { self->OnDecodeDone(attempt, status); });
+  attempt->StartPrefill([self, attempt](const v1::PrefillEvent& event) { self->OnPrefillEvent(attempt, event); },
+                        [self, attempt](const Status& status) { self->OnPrefillDone(attempt, status); });
 }
 
-void RequestFlow::StartWorkers() {
-  v1::DecodeRequest decode;
-  decode.set_lease_id(lease_->lease_id());
-  decode.set_generation(lease_->generation());
-  decode.set_request_id(id());
-  *decode.mutable_sampling() = sampling_;
-  decode.set_n_prompt_tokens(static_cast<std::uint32_t>(prompt_ids_.size()));
-  if (sampling_.repetition_penalty() != 1) decode.mutable_prompt_ids()->Assign(prompt_ids_.begin(), prompt_ids_.end());
-  decode_call_ = decode_worker_.connection().Generate(
-      decode, deadline_, [self = shared_from_this()](const v1::DecodeEvent& event) { self->OnDecodeEvent(event); },
-      [self = shared_from_this()](const Status& status) { self->OnDecodeDone(status); });
-
-  v1::PrefillRequest prefill;
-  prefill.set_request_id(id());
-  prefill.set_attempt(attempt_);
-  prefill.mutable_token_ids()->Assign(prompt_ids_.begin(), prompt_ids_.end());
-  *prefill.mutable_sampling() = sampling_;
-  prefill.set_profile(rung_->name);
-  prefill.set_plan_id(context_.model.plan_id);
-  prefill.set_model_fingerprint(context_.model.fingerprint);
-  *prefill.mutable_lease() = *lease_;
-  prefill.set_decode_worker(decode_worker_.name());
-  prefill_call_ = prefill_worker_.connection().Prefill(
-      prefill, deadline_, [self = shared_from_this()](const v1::PrefillEvent& event) { self->OnPrefillEvent(event); },
-      [self = shared_from_this()](const Status& status) { self->OnPrefillDone(status); });
-}
-
-void RequestFlow::OnPrefillEvent(const v1::PrefillEvent& event) {
+void RequestFlow::OnPrefillEvent(const AttemptPtr& attempt, const v1::PrefillEvent& event) {
   MutexLock lock(mu_);
-  if (ended_) return;
+  if (!IsCurrent(attempt)) return;
   if (event.has_first_token()) {
-    if (!first_token_seen_) return OnFirstToken(event.first_token());
-    return FailAt("prefill", Internal("sent two first tokens"));
+    if (!attempt->first_token_seen) return OnFirstToken(event.first_token());
+    return FailAt(Role::kPrefill, Internal("sent two first tokens"));
   }
   if (event.has_done()) {
-    transfer_ = event.done();
-    transfer_accounted_ = true;
+    attempt->transfer = event.done();
+    attempt->transfer_accounted = true;
     FinishWhenAccounted();
   }
 }
 
 void RequestFlow::OnFirstToken(const v1::FirstToken& first) {
-  first_token_seen_ = true;
-  times_.first_token = Clock::now();
-  times_.prefill_seconds = first.prefill_seconds();
-  context_.metrics.ObserveTimeToFirstToken(TtftSeconds(times_));
+  attempt_->first_token_seen = true;
+  if (!times_.first_token.has_value()) {
+    times_.first_token = Clock::now();
+    times_.prefill_seconds = first.prefill_seconds();
+    context_.metrics.ObserveTimeToFirstToken(TtftSeconds(times_));
+  }
   v1::Tokens tokens;
   tokens.add_ids(first.id());
   if (first.has_logprobs()) *tokens.add_logprobs() = first.logprobs();
   Emit(tokens);
-  if (ended_) return;
+  if (ended_ || answer_.finished()) return;
   if (first.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) return SetFinish(first.finish_reason());
-  if (n_output_tokens_ >= sampling_.max_tokens()) return SetFinish(v1::FINISH_REASON_LENGTH);
-  if (early_tokens_.ids_size() > 0) Emit(std::exchange(early_tokens_, {}));
-  if (!ended_ && decode_finish_ != v1::FINISH_REASON_UNSPECIFIED) SetFinish(decode_finish_);
+  if (answer_.is_full()) return SetFinish(v1::FINISH_REASON_LENGTH);
+  if (attempt_->early_tokens.ids_size() > 0) Emit(std::exchange(attempt_->early_tokens, {}));
+  if (!ended_ && attempt_->decode_finish != v1::FINISH_REASON_UNSPECIFIED) SetFinish(attempt_->decode_finish);
 }
 
-void RequestFlow::OnPrefillDone(const Status& status) {
+void RequestFlow::OnPrefillDone(const AttemptPtr& attempt, const Status& status) {
   MutexLock lock(mu_);
-  prefill_call_ = nullptr;
-  if (ended_) return;
-  if (!PrefillDidItsPart() && finish_reason_ == v1::FINISH_REASON_UNSPECIFIED) {
-    if (!status.ok()) return FailAt("prefill", status);
-    return FailAt("prefill", Internal("the stream ended before its last message"));
+  attempt->PrefillEnded();
+  if (!IsCurrent(attempt)) return;
+  if (!attempt->PrefillDidItsPart() && !answer_.finished()) {
+    if (!status.ok()) return OnWorkerFailed(Role::kPrefill, status);
+    return FailAt(Role::kPrefill, Internal("the stream ended before its last message"));
   }
-  transfer_accounted_ = true;  // nothing more will come
+  attempt->transfer_accounted = true;  // nothing more will come
   FinishWhenAccounted();
 }
 
-// Once decode has admitted the request, everything that prefill owed has arrived and was verified: its loss, with the
-// transfer's statistics perhaps, is no reason to end the stream.
-bool RequestFlow::PrefillDidItsPart() const {
-  return transfer_accounted_ || (first_token_seen_ && times_.admitted.has_value());
-}
-
-void RequestFlow::OnDecodeEvent(const v1::DecodeEvent& event) {
+void RequestFlow::OnDecodeEvent(const AttemptPtr& attempt, const v1::DecodeEvent& event) {
   MutexLock lock(mu_);
-  if (ended_ || finish_reason_ != v1::FINISH_REASON_UNSPECIFIED) return;
+  if (!IsCurrent(attempt) || answer_.finished()) return;
   switch (event.event_case()) {
     case v1::DecodeEvent::kAdmitted:
+      attempt->admitted = true;
+      attempt->resident = event.admitted().kv_bytes();
+      if (times_.admitted.has_value()) break;
       times_.admitted = Clock::now();
       times_.admit_seconds = event.admitted().admit_seconds();
-      resident_ = event.admitted().kv_bytes();
       break;
     case v1::DecodeEvent::kTokens:
-      if (first_token_seen_) return Emit(event.tokens());
-      early_tokens_.MergeFrom(event.tokens());
-      if (static_cast<std::uint32_t>(early_tokens_.ids_size()) > sampling_.max_tokens()) {
-        return FailAt("decode", Internal("sent more than max_tokens tokens"));
-      }
-      break;
+      return OnDecodeTokens(event.tokens());
     case v1::DecodeEvent::kFinal:
-      lease_.reset();  // decode has ended it
-      decode_finish_ = event.final().finish_reason();
-      if (decode_finish_ == v1::FINISH_REASON_UNSPECIFIED) {
-        return FailAt("decode", Internal("gave no finish reason"));
+      attempt->LeaseEnded();
+      attempt->decode_finish = event.final().finish_reason();
+      if (attempt->decode_finish == v1::FINISH_REASON_UNSPECIFIED) {
+        return FailAt(Role::kDecode, Internal("gave no finish reason"));
       }
-      if (first_token_seen_) SetFinish(decode_finish_);
+      if (attempt->first_token_seen) SetFinish(attempt->decode_finish);
       break;
+    case v1::DecodeEvent::kFirstToken:
+      return FailAt(Role::kDecode, Internal("sent a first token that is prefill's to send"));
     case v1::DecodeEvent::EVENT_NOT_SET:
       break;
   }
 }
 
-void RequestFlow::OnDecodeDone(const Status& status) {
-  MutexLock lock(mu_);
-  decode_call_ = nullptr;
-  if (ended_ || finish_reason_ != v1::FINISH_REASON_UNSPECIFIED) return;
-  if (decode_finish_ != v1::FINISH_REASON_UNSPECIFIED) return;  // only prefill's first token is missing
-  if (!status.ok()) return FailAt("decode", status);
-  FailAt("decode", Internal("the stream ended before its last message"));
+void RequestFlow::OnDecodeTokens(const v1::Tokens& tokens) {
+  if (attempt_->first_token_seen) return Emit(tokens);
+  attempt_->early_tokens.MergeFrom(tokens);
+  if (static_cast<std::uint32_t>(attempt_->early_tokens.ids_size()) > attempt_->plan().sampling.max_tokens()) {
+    FailAt(Role::kDecode, Internal("sent more than max_tokens tokens"));
+  }
 }
 
-void RequestFlow::OnWorkerLost(const char* role) {
+void RequestFlow::OnDecodeDone(const AttemptPtr& attempt, const Status& status) {
   MutexLock lock(mu_);
-  if (ended_) return;
-  const bool decode = std::string_view(role) == "decode";
-  if (!decode && PrefillDidItsPart()) return;
-  FailAt(role, Unavailable("its heartbeats have stopped"));
+  attempt->DecodeEnded();
+  if (!IsCurrent(attempt) || answer_.finished()) return;
+  if (attempt->decode_finish != v1::FINISH_REASON_UNSPECIFIED) return;  // only prefill's first token is missing
+  if (!status.ok()) return OnWorkerFailed(Role::kDecode, status);
+  FailAt(Role::kDecode, Internal("the stream ended before its last message"));
+}
+
+void RequestFlow::OnWorkerLost(const AttemptPtr& attempt, Role role) {
+  MutexLock lock(mu_);
+  if (!IsCurrent(attempt) || answer_.finished()) return;
+  if (role == Role::kPrefill && attempt->PrefillDidItsPart()) return;
+  OnWorkerFailed(role, Unavailable("its heartbeats have stopped"));
 }
 
 void RequestFlow::Emit(const v1::Tokens& tokens) {
-  if (finish_reason_ != v1::FINISH_REASON_UNSPECIFIED) return;
+  if (answer_.finished()) return;
   const auto now = Clock::now();
   if (times_.last_token.has_value() && tokens.ids_size() > 0) {
     const double seconds = std::chrono::duration<double>(now - *times_.last_token).count() / tokens.ids_size();
     for (int i = 0; i < tokens.ids_size(); ++i) context_.metrics.ObserveInterTokenLatency(seconds);
   }
-  v1::Delta delta;
-  bool stopped = false;
-  for (int i = 0; i < tokens.ids_size() && !stopped; ++i) {
-    if (n_output_tokens_ >= sampling_.max_tokens()) {
-      return FailAt("decode", Internal("sent more than max_tokens tokens"));
-    }
-    ++n_output_tokens_;
-    delta.add_token_ids(tokens.ids(i));
-    if (i < tokens.logprobs_size()) *delta.add_logprobs() = tokens.logprobs(i);
-    if (stop_token_ids_.contains(tokens.ids(i))) continue;  // ends the answer and is no part of its text
-    StopMatcher::Output output = stops_.Push(text_->Push(tokens.ids(i)));
-    delta.mutable_text()->append(output.text);
-    stopped = output.stopped;
-  }
+  Result<v1::Delta> delta = answer_.Add(tokens);
+  if (!delta.ok()) return FailAt(Role::kDecode, delta.status());
   times_.last_token = now;
-  sink_->OnDelta(delta);
-  if (stopped) {
-    text_ = nullptr;  // the rest is cut off
-    SetFinish(v1::FINISH_REASON_STOP);
-  }
+  sink_->OnDelta(*delta);
+  if (answer_.stop_string_found()) SetFinish(v1::FINISH_REASON_STOP);
 }
 
 // The last token is out. What is held back of the text follows; decode, if it still runs, is stopped.
 void RequestFlow::SetFinish(v1::FinishReason reason) {
-  if (finish_reason_ != v1::FINISH_REASON_UNSPECIFIED) return;
-  finish_reason_ = reason;
-  if (text_ != nullptr) {
-    StopMatcher::Output output = stops_.Push(text_->Flush());
-    v1::Delta rest;
-    rest.set_text(output.stopped ? output.text : output.text + stops_.Flush());
-    if (!rest.text().empty()) sink_->OnDelta(rest);
-  }
-  if (decode_call_ != nullptr && decode_finish_ == v1::FINISH_REASON_UNSPECIFIED) {
-    std::exchange(decode_call_, nullptr)->Cancel();
-  }
+  if (answer_.finished()) return;
+  v1::Delta rest;
+  rest.set_text(answer_.Finish(reason));
+  if (!rest.text().empty()) sink_->OnDelta(rest);
+  attempt_->CancelDecode();
   FinishWhenAccounted();
 }
 
 void RequestFlow::FinishWhenAccounted() {
-  if (ended_ || finish_reason_ == v1::FINISH_REASON_UNSPECIFIED) return;
-  if (transfer_accounted_) return Finish();
-  if (stats_timer_ != TimerId::kNone) return;
-  stats_timer_ = context_.timers.Schedule(Clock::now() + context_.config.stats_timeout, [weak = weak_from_this()] {
-    const auto self = weak.lock();
-    if (self == nullptr) return;
-    MutexLock lock(self->mu_);
-    if (!self->ended_) self->Finish();
-  });
+  if (ended_ || !answer_.finished()) return;
+  if (attempt_->transfer_accounted) return Finish();
+  if (stats_timer_ == TimerId::kNone) {
+    stats_timer_ = After(Clock::now() + context_.config.stats_timeout, &RequestFlow::Finish);
+  }
 }
 
 void RequestFlow::Finish() {
   v1::Final final;
-  final.set_finish_reason(finish_reason_);
+  final.set_finish_reason(answer_.finish_reason());
   final.mutable_usage()->set_prompt_tokens(static_cast<std::uint32_t>(prompt_ids_.size()));
-  final.mutable_usage()->set_completion_tokens(n_output_tokens_);
+  final.mutable_usage()->set_completion_tokens(static_cast<std::uint32_t>(answer_.ids().size()));
   *final.mutable_stats() = Stats();
   sink_->OnFinal(final);
   End(OkStatus(), "finished");
@@ -364,10 +333,12 @@ void RequestFlow::Fail(const Status& status, ErrorOrigin origin) {
   End(status, StatusCodeName(status.code()));
 }
 
-void RequestFlow::FailAt(const char* role, const Status& status) {
-  const bool decode = std::string_view(role) == "decode";
-  const std::string& name = decode ? decode_worker_.name() : prefill_worker_.name();
-  Fail(status.WithContext(std::string(role) + " worker " + name + " in phase " + Phase()), ErrorOrigin::kWorker);
+void RequestFlow::FailAt(Role role, const Status& status) { Fail(Name(role, status), ErrorOrigin::kWorker); }
+
+Status RequestFlow::Name(Role role, const Status& status) const {
+  const bool decode = role == Role::kDecode;
+  const std::string& name = decode ? attempt_->decode_worker.name() : attempt_->prefill_worker.name();
+  return status.WithContext(std::string(decode ? "decode" : "prefill") + " worker " + name + " in phase " + Phase());
 }
 
 void RequestFlow::Cancel(const Status& why) {
@@ -379,35 +350,31 @@ void RequestFlow::End(const Status& status, std::string_view release_reason) {
   ended_ = true;
   context_.timers.Cancel(deadline_timer_);
   context_.timers.Cancel(stats_timer_);
-  // A worker that has sent its last message ends its stream by itself.
-  if (prefill_call_ != nullptr && !transfer_accounted_) prefill_call_->Cancel();
-  if (decode_call_ != nullptr && decode_finish_ == v1::FINISH_REASON_UNSPECIFIED) decode_call_->Cancel();
-  if (lease_.has_value()) Release(decode_worker_.connection(), *lease_, release_reason);
-  lease_.reset();
+  context_.timers.Cancel(retry_timer_);
   Account(status);
-  prefill_worker_.Reset();
-  // While a Reserve is under way its answer still needs the connection: OnReserved ends the rest.
-  if (reserving_) return;
-  decode_worker_.Reset();
-  on_end_();
+  if (attempt_ != nullptr) attempt_->Stop(release_reason);
+  EndIfQuiet();
 }
 
-void RequestFlow::Release(WorkerConnection& connection, const v1::Lease& lease, std::string_view reason) const {
-  v1::ReleaseRequest release;
-  release.set_lease_id(lease.lease_id());
-  release.set_generation(lease.generation());
-  release.set_request_id(id());
-  release.set_reason(std::string(reason));
-  connection.Release(release, std::chrono::system_clock::now() + kReleaseTimeout, [request = id()](const Status& done) {
-    if (!done.ok()) LogWarning("release request=" + request + " failed=\"" + done.ToString() + "\": left to expire");
+// Grants that are under way are still to be given back.
+void RequestFlow::EndIfQuiet() {
+  if (n_reserving_ == 0) on_end_();
+}
+
+TimerId RequestFlow::After(Clock::time_point when, void (RequestFlow::*then)()) {
+  return context_.timers.Schedule(when, [weak = weak_from_this(), then] {
+    const auto self = weak.lock();
+    if (self == nullptr) return;
+    MutexLock lock(self->mu_);
+    if (!self->ended_) ((*self).*then)();
   });
 }
 
 const char* RequestFlow::Phase() const {
   if (!times_.reserve_begin.has_value()) return "queue";
-  if (!times_.reserve_end.has_value()) return "reserve";
-  if (!first_token_seen_) return "prefill";
-  return times_.admitted.has_value() ? "decode" : "wire";
+  if (times_.admitted.has_value()) return "decode";
+  if (times_.first_token.has_value()) return "wire";
+  return times_.reserve_end.has_value() ? "prefill" : "reserve";
 }
 
 }  // namespace zeroc

@@ -1,5 +1,9 @@
 // One request through the system: tokenise, check, choose, reserve, prefill and decode at once, stream, account.
 //
+// The flow decides; an Attempt holds the workers, the lease and the calls of one try, the Answer what the client has
+// been given. When a worker fails or is lost, the flow goes on with another attempt elsewhere: the prompt and all
+// tokens that are out are prefilled again, and the stream continues behind them without a gap or a repetition.
+//
 // Event driven: no thread waits for anything. Thread-safe; events from workers, client and timers meet under one mutex
 // and after the end all of them are ignored, except that a lease granted too late is given back. Every flow ends: by
 // its last token, by an error, by Cancel, or at its deadline. Whatever the end, calls to workers are cancelled, the
@@ -17,9 +21,10 @@
 #include <vector>
 
 #include "libzeroc/base/mutex.h"
-#include "libzeroc/tokenizer/stop_matcher.h"
 #include "services/common/metrics.h"
 #include "services/common/timer_thread.h"
+#include "services/router/answer.h"
+#include "services/router/attempt.h"
 #include "services/router/request_check.h"
 #include "services/router/request_stats.h"
 #include "services/router/response_sink.h"
@@ -35,6 +40,9 @@ struct FlowConfig {
   std::chrono::milliseconds request_timeout{600'000};
   // Once the last token is out: how long the final message may wait for the prefill worker's account of the transfer.
   std::chrono::milliseconds stats_timeout{1'000};
+  int retries_max = 2;  // after a worker failed, beyond the first attempt
+  // Before a worker that has just failed is tried again because there is no other.
+  std::chrono::milliseconds retry_delay{200};
 };
 
 // Shared by all flows and outlives them.
@@ -59,29 +67,47 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
   const std::string& id() const { return request_.request_id(); }
 
  private:
+  using AttemptPtr = std::shared_ptr<Attempt>;
+  enum class Role { kPrefill, kDecode };
   struct Choice;
-  Result<Choice> Choose();
-  void Reserve() ZEROC_REQUIRES(mu_);
-  void OnReserved(const Status& status, const v1::ReserveResponse& response);
-  bool RetryReserve(const Status& status) ZEROC_REQUIRES(mu_);
-  bool PrefillDidItsPart() const ZEROC_REQUIRES(mu_);
-  void StartWorkers() ZEROC_REQUIRES(mu_);
 
-  void OnPrefillEvent(const v1::PrefillEvent& event);
-  void OnPrefillDone(const Status& status);
+  Result<Choice> Choose();
+  AttemptPtr NewAttempt() ZEROC_REQUIRES(mu_);
+  Status PickWorkers(const AttemptPtr& attempt) ZEROC_REQUIRES(mu_);
+  void Reserve(AttemptPtr attempt) ZEROC_REQUIRES(mu_);
+  void OnReserved(const AttemptPtr& attempt, const Status& status, const v1::ReserveResponse& response);
+  void OnRefused(const Status& status) ZEROC_REQUIRES(mu_);
+  void SendStarted() ZEROC_REQUIRES(mu_);
+  void RunAttempt() ZEROC_REQUIRES(mu_);
+
+  // What one attempt's workers say; ignored unless it is the current one.
+  void OnPrefillEvent(const AttemptPtr& attempt, const v1::PrefillEvent& event);
+  void OnPrefillDone(const AttemptPtr& attempt, const Status& status);
   void OnFirstToken(const v1::FirstToken& first) ZEROC_REQUIRES(mu_);
-  void OnDecodeEvent(const v1::DecodeEvent& event);
-  void OnDecodeDone(const Status& status);
-  void OnWorkerLost(const char* role);
+  void OnDecodeEvent(const AttemptPtr& attempt, const v1::DecodeEvent& event);
+  void OnDecodeTokens(const v1::Tokens& tokens) ZEROC_REQUIRES(mu_);
+  void OnDecodeDone(const AttemptPtr& attempt, const Status& status);
+  void OnWorkerLost(const AttemptPtr& attempt, Role role);
+  bool IsCurrent(const AttemptPtr& attempt) const ZEROC_REQUIRES(mu_) {
+    return !ended_ && attempt == attempt_ && !attempt->stopped();
+  }
+
+  // Another attempt when that can help, else the end.
+  void OnWorkerFailed(Role role, const Status& status) ZEROC_REQUIRES(mu_);
+  bool MayRetry(Role role, const Status& status) const ZEROC_REQUIRES(mu_);
+  void Retry() ZEROC_REQUIRES(mu_);
+  Status Name(Role role, const Status& status) const ZEROC_REQUIRES(mu_);  // adds the worker and the phase
 
   void Emit(const v1::Tokens& tokens) ZEROC_REQUIRES(mu_);
   void SetFinish(v1::FinishReason reason) ZEROC_REQUIRES(mu_);
   void FinishWhenAccounted() ZEROC_REQUIRES(mu_);
   void Finish() ZEROC_REQUIRES(mu_);
   void Fail(const Status& status, ErrorOrigin origin = ErrorOrigin::kRequest) ZEROC_REQUIRES(mu_);
-  void FailAt(const char* role, const Status& status) ZEROC_REQUIRES(mu_);  // names the worker and the phase
+  void FailAt(Role role, const Status& status) ZEROC_REQUIRES(mu_);
   void End(const Status& status, std::string_view release_reason) ZEROC_REQUIRES(mu_);
-  void Release(WorkerConnection& connection, const v1::Lease& lease, std::string_view reason) const;
+  void EndIfQuiet() ZEROC_REQUIRES(mu_);
+  // Runs `then` later, with the lock held, unless the flow has ended by then.
+  TimerId After(std::chrono::steady_clock::time_point when, void (RequestFlow::*then)());
   void Account(const Status& status) ZEROC_REQUIRES(mu_);
   v1::RequestStats Stats() const ZEROC_REQUIRES(mu_);
   const char* Phase() const ZEROC_REQUIRES(mu_);
@@ -97,36 +123,29 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
   RequestTimes times_ ZEROC_GUARDED_BY(mu_);
   TimerId deadline_timer_ ZEROC_GUARDED_BY(mu_) = TimerId::kNone;
   TimerId stats_timer_ ZEROC_GUARDED_BY(mu_) = TimerId::kNone;
+  TimerId retry_timer_ ZEROC_GUARDED_BY(mu_) = TimerId::kNone;
 
   // Fixed by Choose.
   std::vector<std::uint32_t> prompt_ids_ ZEROC_GUARDED_BY(mu_);
   v1::SamplingParams sampling_ ZEROC_GUARDED_BY(mu_);
-  std::set<std::uint32_t> stop_token_ids_ ZEROC_GUARDED_BY(mu_);
   const Rung* rung_ ZEROC_GUARDED_BY(mu_) = nullptr;
   std::string reason_ ZEROC_GUARDED_BY(mu_);
   double budget_ ZEROC_GUARDED_BY(mu_) = 0;
 
-  // Workers and calls.
-  std::uint32_t attempt_ ZEROC_GUARDED_BY(mu_) = 0;
-  bool reserving_ ZEROC_GUARDED_BY(mu_) = false;
-  std::set<std::string> refused_by_ ZEROC_GUARDED_BY(mu_);
-  WorkerPool::Ref decode_worker_ ZEROC_GUARDED_BY(mu_);
-  WorkerPool::Ref prefill_worker_ ZEROC_GUARDED_BY(mu_);
-  std::optional<v1::Lease> lease_ ZEROC_GUARDED_BY(mu_);  // held: not yet ended by decode itself
-  std::shared_ptr<WorkerCall> decode_call_ ZEROC_GUARDED_BY(mu_);
-  std::shared_ptr<WorkerCall> prefill_call_ ZEROC_GUARDED_BY(mu_);
+  // Attempts.
+  AttemptPtr attempt_ ZEROC_GUARDED_BY(mu_);  // null before the first; stopped while the next one waits
+  std::uint32_t n_attempts_ ZEROC_GUARDED_BY(mu_) = 0;
+  int n_reserving_ ZEROC_GUARDED_BY(mu_) = 0;  // of stopped attempts too
+  int n_retries_ ZEROC_GUARDED_BY(mu_) = 0;
+  std::uint32_t n_elsewhere_ ZEROC_GUARDED_BY(mu_) = 0;     // retries, and refused reservations tried elsewhere
+  std::set<std::string> refused_by_ ZEROC_GUARDED_BY(mu_);  // decode workers, by this round of reserving
+  // Names of workers that an attempt was lost with: others are taken where there are others.
+  std::set<std::string> avoided_prefill_ ZEROC_GUARDED_BY(mu_);
+  std::set<std::string> avoided_decode_ ZEROC_GUARDED_BY(mu_);
+  Status last_failure_ ZEROC_GUARDED_BY(mu_);
 
-  // The answer.
-  std::unique_ptr<TextStream> text_ ZEROC_GUARDED_BY(mu_);
-  StopMatcher stops_ ZEROC_GUARDED_BY(mu_);
-  bool first_token_seen_ ZEROC_GUARDED_BY(mu_) = false;
-  v1::Tokens early_tokens_ ZEROC_GUARDED_BY(mu_);  // from decode, before prefill's first token came
-  std::uint32_t n_output_tokens_ ZEROC_GUARDED_BY(mu_) = 0;
-  v1::FinishReason finish_reason_ ZEROC_GUARDED_BY(mu_) = v1::FINISH_REASON_UNSPECIFIED;
-  v1::FinishReason decode_finish_ ZEROC_GUARDED_BY(mu_) = v1::FINISH_REASON_UNSPECIFIED;
-  bool transfer_accounted_ ZEROC_GUARDED_BY(mu_) = false;
-  v1::PrefillDone transfer_ ZEROC_GUARDED_BY(mu_);
-  v1::KvBytes resident_ ZEROC_GUARDED_BY(mu_);  // as decode counted them
+  Answer answer_ ZEROC_GUARDED_BY(mu_);
+  bool started_sent_ ZEROC_GUARDED_BY(mu_) = false;
 };
 
 }  // namespace zeroc

@@ -4,79 +4,13 @@
 
 #include <cmath>
 #include <functional>
-#include <thread>
 
-#include "services/router/test_router.h"
+#include "services/router/test_flow.h"
 
 namespace zeroc {
 namespace {
 
 using std::chrono::milliseconds;
-
-class RequestFlowTest : public testing::Test {
- protected:
-  explicit RequestFlowTest(FlowConfig config = MakeConfig()) : context_{model_, pool_, metrics_, timers_, config} {
-    AddWorker(v1::WORKER_ROLE_PREFILL, "p", prefill_, 0);
-    AddWorker(v1::WORKER_ROLE_DECODE, "d", decode_, 100);
-  }
-  static FlowConfig MakeConfig() {
-    FlowConfig config;
-    config.limits.vocab_size = 300;
-    config.limits.max_positions = 1000;
-    config.stats_timeout = milliseconds(50);
-    return config;
-  }
-  void AddWorker(v1::WorkerRole role, const std::string& name, const std::shared_ptr<ScriptedWorker>& worker,
-                 std::uint64_t kv_bytes_free) {
-    v1::WorkerInfo info;
-    info.set_role(role);
-    info.set_name(name);
-    v1::WorkerLoad load;
-    load.set_kv_bytes_free(kv_bytes_free);
-    pool_.Add(info, load, worker, WorkerPool::Time::clock::now());
-  }
-  std::shared_ptr<RequestFlow> Start(v1::GenerateRequest request) {
-    flow_ = router_.Generate(std::move(request), std::nullopt, sink_);
-    return flow_;
-  }
-  template <typename Condition>
-  static bool WaitFor(Condition condition) {
-    for (int i = 0; i < 1000 && !condition(); ++i) std::this_thread::sleep_for(milliseconds(2));
-    return condition();
-  }
-  // The flow has ended, once, and nothing of it is left anywhere.
-  void ExpectClean(int releases) {
-    EXPECT_EQ(sink_->ends, 1) << sink_->events;
-    EXPECT_EQ(router_.in_flight(), 0U);
-    EXPECT_EQ(decode_->releases.size(), static_cast<std::size_t>(releases));
-    for (const v1::ReleaseRequest& release : decode_->releases) {
-      EXPECT_EQ(release.lease_id(), 7U);
-      EXPECT_EQ(release.generation(), 70U);
-    }
-  }
-  // Late events of workers that have not heard yet: all must be ignored.
-  void PokeAfterTheEnd() {
-    const std::string before = sink_->events;
-    if (prefill_->prefill_event) prefill_->FirstToken('z');
-    if (prefill_->prefill_event) prefill_->Transferred();
-    if (decode_->decode_event) decode_->Tokens("zz");
-    if (prefill_->prefill_done) prefill_->EndPrefill(Cancelled("cancelled"));
-    if (decode_->decode_done) decode_->EndDecode(Cancelled("cancelled"));
-    flow_->Cancel(Cancelled("again"));
-    EXPECT_EQ(sink_->events, before);
-  }
-
-  ServedModel model_ = TestModel();
-  Metrics metrics_{"test-model"};
-  TimerThread timers_;
-  WorkerPool pool_{"model", "plan", milliseconds(5000)};
-  FlowContext context_;
-  Router router_{context_, 4};
-  std::shared_ptr<ScriptedWorker> prefill_ = std::make_shared<ScriptedWorker>();
-  std::shared_ptr<ScriptedWorker> decode_ = std::make_shared<ScriptedWorker>();
-  std::shared_ptr<RecordingSink> sink_ = std::make_shared<RecordingSink>();
-  std::shared_ptr<RequestFlow> flow_;
-};
 
 TEST_F(RequestFlowTest, AWholeRequest) {
   v1::GenerateRequest request = TestRequest("prompt", 5);
@@ -314,29 +248,6 @@ TEST_F(RequestFlowTest, PrefillFailureNamesWorkerAndPhase) {
   EXPECT_EQ(decode_->decode_call->cancels, 1);
   ExpectClean(1);
   PokeAfterTheEnd();
-}
-
-TEST_F(RequestFlowTest, PrefillLostAfterTheFirstTokenButBeforeTheTransferEnds) {
-  Start(TestRequest("x", 9));
-  decode_->Grant(7);
-  prefill_->FirstToken('a');
-  prefill_->EndPrefill(Unavailable("connection reset"));
-  EXPECT_EQ(sink_->error.ToString(), "UNAVAILABLE: prefill worker p in phase wire: connection reset");
-  ExpectClean(1);
-}
-
-TEST_F(RequestFlowTest, DecodeLostInMidStream) {
-  Start(TestRequest("x", 9));
-  decode_->Grant(7);
-  prefill_->FirstToken('a');
-  prefill_->Transferred();
-  prefill_->EndPrefill();
-  decode_->Admit();
-  decode_->Tokens("b");
-  decode_->EndDecode(Unavailable("connection reset"));
-  EXPECT_EQ(sink_->error.ToString(), "UNAVAILABLE: decode worker d in phase decode: connection reset");
-  EXPECT_EQ(sink_->text, "ab");
-  ExpectClean(1);
 }
 
 TEST_F(RequestFlowTest, StreamsThatEndEarlyAndWorkersThatTalkTooMuchAreErrors) {

@@ -21,6 +21,8 @@ OptionSet RouterOptionSet(RouterOptions* o) {
              {"ms", "A request that takes longer ends with DEADLINE_EXCEEDED."});
   set.AddInt("reserve_timeout_ms", &o->reserve_timeout_ms, 1, 600'000,
              {"ms", "How long a decode worker may take to reserve or refuse."});
+  set.AddInt("retries_max", &o->retries_max, 0, 16,
+             {"retries", "How often a request goes on elsewhere after a worker failed it."});
   set.AddInt("queued_bytes_max", &o->queued_bytes_max, 1 << 10, 1 << 30,
              {"bytes", "A streaming client that is further behind is cut off."});
 

@@ -24,6 +24,7 @@ struct RouterOptions {
   std::int64_t request_timeout_ms = 600'000;
   std::int64_t reserve_timeout_ms = 5'000;
   std::int64_t queued_bytes_max = 1 << 20;
+  std::int64_t retries_max = 2;
 
   std::int64_t heartbeat_ms = 1'000;
   std::int64_t heartbeat_expiry_ms = 5'000;

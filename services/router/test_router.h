@@ -2,6 +2,7 @@
 // remembers.
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <memory>
 #include <string>
@@ -130,6 +131,7 @@ class ScriptedWorker : public WorkerConnection {
                                       UnaryDone<v1::ReserveResponse> done) override {
     reserves.push_back(request);
     reserve_done.push_back(std::move(done));
+    ++n_reserves;
     return std::make_shared<Call>();
   }
   std::shared_ptr<WorkerCall> Generate(const v1::DecodeRequest& request, Deadline, OnEvent<v1::DecodeEvent> on_event,
@@ -197,6 +199,7 @@ class ScriptedWorker : public WorkerConnection {
   void EndDecode(const Status& status = {}) { std::exchange(decode_done, nullptr)(status); }
 
   std::vector<v1::ReserveRequest> reserves;
+  std::atomic<std::size_t> n_reserves{0};  // for a test that waits for another thread's call
   std::vector<v1::DecodeRequest> decodes;
   std::vector<v1::PrefillRequest> prefills;
   std::vector<v1::ReleaseRequest> releases;

@@ -113,8 +113,12 @@ Result<WorkerPool::Ref> WorkerPool::Pick(v1::WorkerRole role, Choice choice) {
       ++n_draining;
     } else if (worker.info.max_tokens() != 0 && worker.info.max_tokens() < choice.n_tokens) {
       ++n_too_small;
-    } else if (best == workers_.end() || Better(worker, best->second)) {
+    } else if (best == workers_.end()) {
       best = it;
+    } else {
+      const bool avoided = choice.avoided.contains(worker.info.name());
+      const bool best_avoided = choice.avoided.contains(best->second.info.name());
+      if (avoided != best_avoided ? best_avoided : Better(worker, best->second)) best = it;
     }
   }
   if (best == workers_.end()) {

@@ -50,6 +50,7 @@ class WorkerPool {
   struct Choice {
     std::uint64_t n_tokens = 0;           // prompt + output for decode, prompt for prefill
     std::set<std::string> excluded = {};  // names
+    std::set<std::string> avoided = {};   // names: taken only when there is no other
     // Runs at most once, without locks held, when the worker's heartbeats stop while the Ref lives.
     std::function<void()> on_lost = nullptr;
   };

@@ -1,0 +1,67 @@
+// What a flow does when a worker of its attempt fails: another attempt elsewhere, where that can help.
+#include <algorithm>
+
+#include "services/common/logging.h"
+#include "services/router/request_flow.h"
+
+namespace zeroc {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Losses and refusals that say nothing about the request itself.
+bool IsPassing(StatusCode code) {
+  return code == StatusCode::kUnavailable || code == StatusCode::kDataLoss || code == StatusCode::kAborted ||
+         code == StatusCode::kResourceExhausted ||
+         code == StatusCode::kCancelled;  // the worker's own: the router ignores what it has cancelled itself
+}
+
+}  // namespace
+
+bool RequestFlow::MayRetry(Role role, const Status& status) const {
+  if (n_retries_ >= context_.config.retries_max) return false;
+  if (std::chrono::system_clock::now() + context_.config.retry_delay >= deadline_) return false;
+  if (IsPassing(status.code())) return true;
+  // Well before the request's own deadline: a lease that expired, a reservation that took too long.
+  if (status.code() == StatusCode::kDeadlineExceeded) return true;
+  // A decode worker that was started again does not know the lease.
+  return role == Role::kDecode && status.code() == StatusCode::kNotFound && attempt_->running();
+}
+
+void RequestFlow::OnWorkerFailed(Role role, const Status& status) {
+  if (!MayRetry(role, status)) return FailAt(role, status);
+  last_failure_ = Name(role, status);
+  // During the hand-off either side may report that the other one was lost, so neither is the first choice again.
+  const bool either = attempt_->running() && !attempt_->admitted;
+  if (role == Role::kPrefill || either) avoided_prefill_.insert(attempt_->prefill_worker.name());
+  if (role == Role::kDecode || either) avoided_decode_.insert(attempt_->decode_worker.name());
+  const char* const stage = !attempt_->running() ? "reserve" : role == Role::kPrefill ? "prefill" : "decode";
+  context_.metrics.CountRetry(stage);
+  LogWarning("retry request=" + id() + " stage=" + stage + " n_streamed=" + std::to_string(answer_.ids().size()) +
+             " because=\"" + last_failure_.ToString() + "\"");
+  ++n_retries_;
+  ++n_elsewhere_;
+  refused_by_.clear();
+  attempt_->Stop("lost");
+  Retry();
+}
+
+// A worker that an attempt was just lost with is tried again only when there is no other, and a little later: a dead
+// one has left the pool by then.
+void RequestFlow::Retry() {
+  AttemptPtr next = NewAttempt();
+  if (const Status status = PickWorkers(next); !status.ok()) {
+    return Fail(Status(last_failure_.code(),
+                       std::string(last_failure_.message()) + "; not tried again: " + std::string(status.message())),
+                ErrorOrigin::kWorker);
+  }
+  const bool again =
+      avoided_prefill_.contains(next->prefill_worker.name()) || avoided_decode_.contains(next->decode_worker.name());
+  if (!again || retry_timer_ != TimerId::kNone) {
+    retry_timer_ = TimerId::kNone;
+    return Reserve(std::move(next));
+  }
+  retry_timer_ = After(Clock::now() + context_.config.retry_delay, &RequestFlow::Retry);
+}
+
+}  // namespace zeroc
