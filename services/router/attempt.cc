@@ -22,7 +22,7 @@ void Attempt::Reserve(Deadline deadline, UnaryDone<v1::ReserveResponse> done) {
   v1::ReserveRequest reserve;
   reserve.set_request_id(plan_.request_id);
   reserve.set_attempt(number_);
-  reserve.set_n_prompt_tokens(static_cast<std::uint32_t>(plan_.token_ids.size()));
+  reserve.set_n_prompt_tokens(n_prompt_tokens());
   reserve.set_max_tokens(plan_.sampling.max_tokens());
   reserve.set_profile(plan_.profile);
   reserve.set_plan_id(plan_.plan_id);
@@ -49,10 +49,11 @@ void Attempt::StartDecode(OnEvent<v1::DecodeEvent> on_event, StreamDone done) {
   decode.set_generation(lease_->generation());
   decode.set_request_id(plan_.request_id);
   *decode.mutable_sampling() = plan_.sampling;
-  decode.set_n_prompt_tokens(static_cast<std::uint32_t>(plan_.token_ids.size()));
+  decode.set_n_prompt_tokens(n_prompt_tokens());
   decode.set_n_streamed(plan_.n_streamed);
-  // The penalties look at the prompt and at what was generated before.
-  if (plan_.sampling.repetition_penalty() != 1 || plan_.n_streamed > 0) {
+  decode.set_local_prefill(plan_.local_prefill);
+  // Beside local prefill the penalties look at the prompt and at what was generated before.
+  if (plan_.local_prefill || plan_.sampling.repetition_penalty() != 1 || plan_.n_streamed > 0) {
     decode.mutable_prompt_ids()->Assign(plan_.token_ids.begin(), plan_.token_ids.end());
   }
   decode_call_ = decode_worker.connection().Generate(decode, plan_.deadline, std::move(on_event), std::move(done));

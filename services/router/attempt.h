@@ -31,6 +31,7 @@ struct AttemptPlan {
   std::string plan_id;
   std::string model_fingerprint;
   std::int32_t priority = 0;
+  bool local_prefill = false;  // the decode worker computes the prompt itself
   Deadline deadline;
 };
 
@@ -41,13 +42,14 @@ v1::SamplingParams SamplingBehind(v1::SamplingParams sampling, std::uint32_t n_s
 class Attempt {
  public:
   // `number` is unique in the request.
-  Attempt(std::uint32_t number, AttemptPlan plan) : number_(number), plan_(std::move(plan)) {}
+  Attempt(std::uint32_t number, AttemptPlan plan)
+      : transfer_accounted(plan.local_prefill), number_(number), plan_(std::move(plan)) {}
 
   std::uint32_t number() const { return number_; }
   const AttemptPlan& plan() const { return plan_; }
 
   WorkerPool::Ref decode_worker;
-  WorkerPool::Ref prefill_worker;
+  WorkerPool::Ref prefill_worker;  // none when local
 
   // Never cancelled: a grant that crossed with the cancel would be lost until it expires.
   void Reserve(Deadline deadline, UnaryDone<v1::ReserveResponse> done);
@@ -55,7 +57,7 @@ class Attempt {
   // The answer has come. A grant to a stopped attempt is given back.
   void TakeAnswer(const Status& status, const v1::ReserveResponse& response);
 
-  // Both workers at once: decode waits for what prefill sends.
+  // Both workers at once: decode waits for what prefill sends. Without StartPrefill when local.
   void StartDecode(OnEvent<v1::DecodeEvent> on_event, StreamDone done);
   void StartPrefill(OnEvent<v1::PrefillEvent> on_event, StreamDone done);
   bool running() const { return running_; }
@@ -72,15 +74,17 @@ class Attempt {
   // Once decode has admitted the request, everything that prefill owed has arrived and was verified: its loss, with
   // the transfer's statistics perhaps, is no reason to try again.
   bool PrefillDidItsPart() const { return transfer_accounted || (first_token_seen && admitted); }
+  std::uint32_t n_prompt_tokens() const { return static_cast<std::uint32_t>(plan_.token_ids.size()); }
 
   // Said so far.
   bool first_token_seen = false;
   bool admitted = false;
   v1::Tokens early_tokens;  // from decode, before prefill's first token came
   v1::FinishReason decode_finish = v1::FINISH_REASON_UNSPECIFIED;
-  bool transfer_accounted = false;
+  bool transfer_accounted;  // or there is none
   v1::PrefillDone transfer;
-  v1::KvBytes resident;  // as decode counted them
+  v1::KvBytes resident;       // as decode counted them
+  double decode_seconds = 0;  // with decode_finish
 
  private:
   void Release(const v1::Lease& lease, std::string_view reason) const;

@@ -5,12 +5,14 @@
 #include <cstdio>
 #include <exception>
 #include <memory>
+#include <random>
 
 #include "services/common/access.h"
 #include "services/common/grpc_server.h"
 #include "services/common/http_server.h"
 #include "services/common/logging.h"
 #include "services/common/shutdown_signal.h"
+#include "services/router/audit_runner.h"
 #include "services/router/grpc_worker_connection.h"
 #include "services/router/http_front.h"
 #include "services/router/inference_service.h"
@@ -36,6 +38,10 @@ FlowConfig MakeFlowConfig(const RouterOptions& options, const ServedModel& model
   config.reserve_timeout = milliseconds(options.reserve_timeout_ms);
   config.request_timeout = milliseconds(options.request_timeout_ms);
   config.retries_max = static_cast<int>(options.retries_max);
+  config.queue_timeout = milliseconds(options.queue_timeout_ms);
+  config.adaptive = options.adaptive_profiles;
+  config.local_prefill_tokens = static_cast<std::uint32_t>(options.local_prefill_tokens);
+  config.local_prefill_queue = milliseconds(options.local_prefill_queue_ms);
   return config;
 }
 
@@ -75,8 +81,18 @@ Status Serve(const RouterOptions& options, ShutdownSignal& signal) {
   for (const char* stage : {"reserve", "prefill", "decode"}) metrics.CountRetry(stage, 0);
   TimerThread timers;
   WorkerPool pool(model.fingerprint, model.plan_id, milliseconds(options.heartbeat_expiry_ms));
-  const FlowContext context{model, pool, metrics, timers, MakeFlowConfig(options, model)};
+  Estimates estimates;
+  AdmissionQueue::Config queue_config;
+  queue_config.waiting_max = static_cast<std::size_t>(options.queue_max);
+  const auto queue = std::make_shared<AdmissionQueue>(queue_config, timers, metrics);
+  Audit::Config audit_config;
+  audit_config.share = options.audit_share;
+  audit_config.window_tokens = static_cast<std::uint64_t>(options.audit_window_tokens);
+  Audit audit(audit_config, model.ladder, model.ppl_base, std::random_device{}());
+  const FlowContext context{model, pool, metrics, timers, estimates, *queue, audit, MakeFlowConfig(options, model)};
   Router router(context, static_cast<std::size_t>(options.max_in_flight));
+  const auto auditor = std::make_shared<AuditRunner>(AuditRunner::Config(), router, audit, timers, metrics);
+  if (options.audit_share > 0) auditor->Start();
   RegistryConfig registry_config;
   registry_config.heartbeat = milliseconds(options.heartbeat_ms);
   registry_config.expiry = milliseconds(options.heartbeat_expiry_ms);
@@ -114,6 +130,7 @@ Status Serve(const RouterOptions& options, ShutdownSignal& signal) {
   grpc_server->SetServing(false);
   signal.WaitFor(milliseconds(options.drain_delay_ms));  // a second signal cuts it short
   router.StopAccepting();
+  auditor->Stop();
   http_server->StopAccepting();
   if (!router.WaitIdle(milliseconds(options.drain_timeout_ms))) {
     LogWarning("drain timed out in_flight=" + std::to_string(router.in_flight()));

@@ -1,11 +1,14 @@
-// Which profile a request gets, and why. Pure; the only place that decides it.
+// Which profile and which workers a request gets, and why. Pure; the only place that decides it.
+// Formula and reasons: docs/policy.md.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "libzeroc/base/status.h"
 
@@ -23,21 +26,79 @@ struct Rung {
 
 inline constexpr std::string_view kUncompressedProfile = "bf16";
 
+// y = base + slope * x, as measured; neither is negative.
+struct Line {
+  double base = 0;
+  double slope = 0;
+  double At(double x) const { return base + slope * x; }
+};
+
+struct PrefillView {
+  std::string name;
+  std::uint64_t waiting_tokens = 0;  // in its queue and in work
+  std::optional<Line> seconds;       // compute, by prompt tokens
+};
+struct DecodeView {
+  std::string name;
+  std::uint64_t kv_bytes_free = 0;
+  std::uint64_t kv_bytes_total = 0;              // 0: not known, and then room is no matter of the policy
+  std::optional<Line> token_seconds;             // for one token, by KV bytes of the request
+  std::optional<double> request_decode_seconds;  // how long its requests decode
+};
+struct LinkView {
+  Line seconds;             // by bytes: latency and the inverse of the bandwidth
+  double hidden_share = 0;  // of what prefill could hide (the shorter of wire and prefill), how much it did hide
+};
+
 struct PolicyInput {
   std::span<const Rung> ladder;
   std::optional<std::string> requested_profile;
   std::optional<double> max_ppl_increase;  // absolute
   double default_max_ppl_increase = 0;     // from the configuration
+  // What audits measured for each rung where that is above the promise; empty: nothing.
+  std::span<const std::optional<double>> audited = {};
+
+  double n_prompt_tokens = 0;
+  double n_output_tokens = 0;  // expected
+  std::optional<double> ttft_slo_seconds;
+  std::optional<double> tpot_slo_seconds;
+
+  // Those that may be chosen. links[p * decodes.size() + d]; nullopt: never measured, nor anything like it.
+  std::span<const PrefillView> prefills = {};
+  std::span<const DecodeView> decodes = {};
+  std::span<const std::optional<LinkView>> links = {};
+};
+
+// Seconds. Parts that were never measured are 0, for every profile alike.
+struct Prediction {
+  double queue = 0;  // in front of prefill, and for room at decode
+  double prefill = 0;
+  double wire = 0;  // not hidden by prefill
+  double decode = 0;
+  double jct() const { return queue + prefill + wire + decode; }
 };
 
 struct PolicyDecision {
   std::size_t rung_idx = 0;
-  std::string_view reason;  // "requested": named by the client; "budget": fewest bytes within the budget
-  double budget = 0;        // absolute; what it was held to, also when a profile was requested
+  std::string_view reason;
+  double budget = 0;  // absolute; what it was held to, also when a profile was requested
+  // Set when the links are measured; else the pool chooses by load.
+  std::optional<std::size_t> prefill_idx;
+  std::optional<std::size_t> decode_idx;
+  std::optional<Prediction> predicted;
 };
 
 // kNotFound naming the profile when the ladder has none of that name, kInvalidArgument for a budget that is negative or
 // not finite. When nothing measured is within the budget, bf16: compressing nothing costs nothing.
-Result<PolicyDecision> ChooseProfile(const PolicyInput& input);
+//
+//   requested    named by the client
+//   budget       the fewest bytes within the budget: nothing was measured yet, or there is but one such profile
+//   audit        as budget or as below, after an audit ruled out a profile that would have been chosen
+//   link_fast    bf16: no profile within the budget makes the request noticeably faster
+//   wire         most of what the profile saves against bf16 is visible time on the wire
+//   decode       .. is decode time
+//   kv_pressure  .. is waiting for room at decode, or bf16 has no room at all
+//   slo          without the request's SLO another profile would have been chosen
+Result<PolicyDecision> Decide(const PolicyInput& input);
 
 }  // namespace zeroc

@@ -17,10 +17,20 @@ std::vector<Rung> Ladder() {
           {"q2", 150, false, 0.0, std::nullopt, 0}};
 }
 
+// --- nothing measured: the fewest bytes within the budget ---
+
 std::string Chosen(const std::vector<Rung>& ladder, std::optional<double> budget,
                    std::optional<std::string> requested = std::nullopt) {
-  const Result<PolicyDecision> decision = ChooseProfile({ladder, requested, budget, 0.1});
+  const Result<PolicyDecision> decision = [&] {
+    PolicyInput input;
+    input.ladder = ladder;
+    input.requested_profile = requested;
+    input.max_ppl_increase = budget;
+    input.default_max_ppl_increase = 0.1;
+    return Decide(input);
+  }();
   if (!decision.ok()) return std::string(StatusCodeName(decision.status().code()));
+  EXPECT_FALSE(decision->predicted.has_value() || decision->prefill_idx.has_value());
   return ladder[decision->rung_idx].name + " " + std::string(decision->reason);
 }
 
@@ -59,7 +69,144 @@ TEST(Policy, NothingMeasuredMeansNoCompression) {
   EXPECT_EQ(Chosen({}, 10.0), "FAILED_PRECONDITION");
 }
 
-// Any way of cutting the text into pieces gives what the whole text gives.
+// --- measured: the smallest predicted JCT within the budget ---
+
+// 10,000 prompt tokens are 10 MB of bf16 and take 2 s of prefill; 100 tokens of answer.
+struct Scene {
+  std::vector<Rung> ladder = Ladder();
+  std::vector<PrefillView> prefills{{"p", 0, Line{0, 2e-4}}};
+  std::vector<DecodeView> decodes{{"d", 1'000'000'000, 2'000'000'000, Line{0.01, 0}, 1.0}};
+  std::vector<std::optional<LinkView>> links;
+  std::vector<std::optional<double>> audited;
+  PolicyInput input;
+
+  explicit Scene(double bytes_per_second) : links{LinkView{{0.001, 1 / bytes_per_second}, 0.5}} {
+    input.n_prompt_tokens = 10'000;
+    input.n_output_tokens = 100;
+    input.default_max_ppl_increase = 0.1;
+  }
+  PolicyDecision Decision() {
+    input.ladder = ladder;
+    input.prefills = prefills;
+    input.decodes = decodes;
+    input.links = links;
+    input.audited = audited;
+    const Result<PolicyDecision> decision = Decide(input);
+    EXPECT_TRUE(decision.ok()) << decision.status().ToString();
+    return *decision;
+  }
+  std::string Chosen() {
+    const PolicyDecision decision = Decision();
+    return ladder[decision.rung_idx].name + " " + std::string(decision.reason);
+  }
+};
+
+TEST(Policy, PredictsTheSumOfItsParts) {
+  Scene scene(1e6);  // bf16 takes 10 s on this link
+  scene.prefills[0].waiting_tokens = 5'000;
+  scene.input.requested_profile = "bf16";
+  const PolicyDecision decision = scene.Decision();
+  ASSERT_TRUE(decision.predicted.has_value());
+  EXPECT_NEAR(decision.predicted->queue, 1.0, 1e-9);
+  EXPECT_NEAR(decision.predicted->prefill, 2.0, 1e-9);
+  EXPECT_NEAR(decision.predicted->wire, 10.001 - 0.5 * 2.0, 1e-9) << "prefill hides half of what it could";
+  EXPECT_NEAR(decision.predicted->decode, 1.0, 1e-9);
+  EXPECT_EQ(decision.reason, "requested");
+  EXPECT_EQ(decision.prefill_idx, 0U);
+}
+
+TEST(Policy, ASlowLinkIsAReasonToCompress) {
+  EXPECT_EQ(Scene(1e6).Chosen(), "q4 wire");
+  Scene generous(1e6);
+  generous.input.max_ppl_increase = 1.0;
+  EXPECT_EQ(generous.Chosen(), "q3 wire");
+}
+
+TEST(Policy, AFastLinkIsAReasonNotTo) {
+  EXPECT_EQ(Scene(1e10).Chosen(), "bf16 link_fast");
+  // 50 ms of 3 s are inside what is the same.
+  Scene close(200e6);
+  EXPECT_EQ(close.Chosen(), "bf16 link_fast");
+  Scene none(1e10);
+  none.input.max_ppl_increase = 0;
+  EXPECT_EQ(none.Chosen(), "bf16 budget") << "nothing else was allowed";
+}
+
+TEST(Policy, EquallyFastProfilesAreDecidedByQuality) {
+  Scene scene(1e10);
+  scene.decodes[0].token_seconds = Line{0, 1e-8};  // bf16: 0.1 s a token; q8 is far from it, q4 and q3 are far apart
+  EXPECT_EQ(scene.Chosen(), "q4 decode");
+  scene.ladder[2].kv_bytes_per_token = 529;
+  EXPECT_EQ(scene.Chosen(), "q8 decode") << "a byte less is not worth 0.07";
+}
+
+TEST(Policy, WaitingForRoomIsAReasonToCompress) {
+  Scene scene(1e10);
+  scene.decodes[0].kv_bytes_total = 12'000'000;
+  scene.decodes[0].kv_bytes_free = 4'000'000;  // q4 fits, q8 waits
+  EXPECT_EQ(scene.Chosen(), "q4 kv_pressure");
+  scene.decodes[0].kv_bytes_total = 5'000'000;  // the others never fit
+  EXPECT_EQ(scene.Chosen(), "q4 kv_pressure");
+  scene.decodes[0].kv_bytes_total = 1'000;  // nothing does
+  EXPECT_EQ(scene.Chosen(), "q4 budget");
+}
+
+TEST(Policy, AnSloOutranksTheJct) {
+  // Two pairs: a fast prefill worker far away, a slow one close by.
+  Scene scene(1e6);
+  scene.prefills.push_back({"near", 0, Line{0, 6e-4}});
+  scene.links.push_back(LinkView{{0, 1e-10}, 0.5});
+  scene.input.max_ppl_increase = 0.4;
+  EXPECT_EQ(scene.Chosen(), "q3 wire") << "2 s + 2.15 s of wire - 1 s hidden";
+  scene.decodes[0].token_seconds = Line{0, 0};
+  scene.input.tpot_slo_seconds = 0.05;
+  EXPECT_EQ(scene.Chosen(), "q3 wire") << "an SLO that is met anyway changes nothing";
+
+  Scene tpot(1e10);
+  tpot.decodes[0].token_seconds = Line{0.01, 1e-9};  // bf16 20 ms, q4 12.8 ms a token
+  tpot.prefills[0].seconds = Line{0, 1e-2};          // 100 s: the difference is no matter of the JCT
+  EXPECT_EQ(tpot.Chosen(), "bf16 link_fast");
+  tpot.input.tpot_slo_seconds = 0.013;
+  EXPECT_EQ(tpot.Chosen(), "q4 slo");
+
+  Scene ttft(1e10);
+  ttft.prefills = {{"busy", 20'000, Line{0, 1e-4}}, {"idle", 0, Line{0, 4e-4}}};
+  ttft.links = {ttft.links[0], ttft.links[0]};
+  EXPECT_EQ(ttft.Decision().prefill_idx, 0U) << "2 s in the queue and 1 s of prefill";
+  ttft.prefills[0].waiting_tokens = 40'000;
+  EXPECT_EQ(ttft.Decision().prefill_idx, 1U);
+}
+
+TEST(Policy, TakesThePairThatIsFaster) {
+  Scene scene(1e6);
+  scene.decodes.push_back({"near", 1'000'000'000, 2'000'000'000, Line{0.01, 0}, 1.0});
+  scene.links.push_back(LinkView{{0, 1e-10}, 0.5});
+  EXPECT_EQ(scene.Decision().decode_idx, 1U);
+  EXPECT_EQ(scene.Chosen(), "bf16 link_fast");
+  scene.decodes[1].kv_bytes_free = 0;  // a second for room, against 1.8 s of wire
+  EXPECT_EQ(scene.Decision().decode_idx, 1U);
+  scene.decodes[1].request_decode_seconds = 1'000'000;
+  EXPECT_EQ(scene.Decision().decode_idx, 0U);
+}
+
+TEST(Policy, AnAuditRulesAProfileOut) {
+  Scene scene(1e6);
+  scene.audited.resize(scene.ladder.size());
+  scene.audited[2] = 0.09;
+  EXPECT_EQ(scene.Chosen(), "q4 wire") << "measured, and inside";
+  scene.audited[2] = 0.15;
+  EXPECT_EQ(scene.Chosen(), "q8 audit") << "one rung towards bf16";
+  scene.input.max_ppl_increase = 0.2;
+  EXPECT_EQ(scene.Chosen(), "q4 wire") << "within this request's budget";
+  scene.input.requested_profile = "q4";
+  scene.input.max_ppl_increase = 0.1;
+  EXPECT_EQ(scene.Chosen(), "q4 requested");
+  scene.input.requested_profile.reset();
+  scene.audited[1] = 5;
+  EXPECT_EQ(scene.Chosen(), "bf16 audit");
+  scene.links = {std::nullopt};
+  EXPECT_EQ(scene.Chosen(), "bf16 audit") << "without measured links too";
+}
 
 }  // namespace
 }  // namespace zeroc

@@ -39,17 +39,46 @@ v1::RequestStats RequestFlow::Stats() const {
   stats.set_transport(transfer.transport());
   stats.set_prefill_worker(attempt_->prefill_worker.name());
   stats.set_decode_worker(attempt_->decode_worker.name());
+  if (attempt_->plan().local_prefill) {
+    stats.mutable_kv_bytes()->set_raw(attempt_->resident.raw());
+    stats.set_transport("none: prefilled by decode");
+    stats.set_prefill_worker(attempt_->decode_worker.name());
+  }
   return stats;
 }
 
-void RequestFlow::Account(const Status& status) {
-  const v1::RequestStats stats = Stats();
+// What the next decisions go by.
+void RequestFlow::Learn() const {
+  const v1::PrefillDone& transfer = attempt_->transfer;
+  if (!attempt_->plan().local_prefill && transfer.kv_bytes().wire() > 0) {
+    Estimates::Transfer facts;
+    facts.prefill = attempt_->prefill_worker.name();
+    facts.decode = attempt_->decode_worker.name();
+    facts.n_tokens = attempt_->n_prompt_tokens();
+    facts.prefill_seconds = transfer.prefill_seconds();
+    facts.wire_bytes = transfer.kv_bytes().wire();
+    facts.wire_seconds = transfer.wire_seconds();
+    facts.hidden_seconds = transfer.wire_hidden_seconds();
+    context_.estimates.AddTransfer(facts);
+  }
+  // The first token of an attempt is prefill's.
+  const std::size_t n_before = attempt_->plan().n_streamed + 1;
+  const std::size_t n_decoded = answer_.ids().size() - std::min(answer_.ids().size(), n_before);
+  if (attempt_->decode_finish != v1::FINISH_REASON_UNSPECIFIED) {
+    const double growth = 1 + static_cast<double>(n_decoded) / 2 / attempt_->n_prompt_tokens();
+    const auto kv_bytes = static_cast<std::uint64_t>(static_cast<double>(attempt_->resident.packed()) * growth);
+    context_.estimates.AddDecode(attempt_->decode_worker.name(), n_decoded, attempt_->decode_seconds, kv_bytes);
+  }
+  if (!sampling_.forced_ids().empty()) return;
+  context_.estimates.AddOutputLength(answer_.ids().size());
+  context_.audit.Offer({prompt_ids_, answer_.ids(), rung_->name});
+}
+
+void RequestFlow::CountMetrics(const std::string& outcome, const v1::RequestStats& stats) {
   const v1::PhaseSeconds& phases = stats.phases();
-  const std::string outcome = OutcomeName(status);
-  const std::string profile = rung_ != nullptr ? rung_->name : "none";
   Metrics& metrics = context_.metrics;
-  metrics.ObserveJct(profile, outcome, stats.jct_seconds());
-  if (status.ok()) {
+  metrics.ObserveJct(rung_ != nullptr ? rung_->name : "none", outcome, stats.jct_seconds());
+  if (outcome == "ok") {
     metrics.ObservePhase("queue", phases.queue());
     metrics.ObservePhase("reserve", phases.reserve());
     metrics.ObservePhase("prefill", phases.prefill());
@@ -72,6 +101,15 @@ void RequestFlow::Account(const Status& status) {
                                       static_cast<double>(stats.kv_bytes().wire()));
     metrics.ObserveKvTransfer(stats.wire_total_seconds());
   }
+}
+
+void RequestFlow::Account(const Status& status) {
+  const v1::RequestStats stats = Stats();
+  const v1::PhaseSeconds& phases = stats.phases();
+  const std::string outcome = OutcomeName(status);
+  const std::string profile = rung_ != nullptr ? rung_->name : "none";
+  if (status.ok()) Learn();
+  if (is_client()) CountMetrics(outcome, stats);
 
   std::string line = "request id=" + id() + " outcome=" + outcome + " profile=" + profile + " reason=" + reason_ +
                      " prompt_tokens=" + std::to_string(prompt_ids_.size()) +

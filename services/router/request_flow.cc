@@ -1,7 +1,6 @@
 #include "services/router/request_flow.h"
 
 #include <algorithm>
-#include <random>
 #include <utility>
 
 #include "services/common/logging.h"
@@ -11,51 +10,21 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-std::uint64_t FreshSeed() {
-  thread_local std::mt19937_64 generator{std::random_device{}()};
-  return generator();
-}
-
 }  // namespace
 
 RequestFlow::RequestFlow(const FlowContext& context, v1::GenerateRequest request,
                          std::optional<Deadline> client_deadline, std::shared_ptr<ResponseSink> sink,
-                         std::function<void()> on_end)
+                         std::function<void()> on_end, RequestKind kind)
     : context_(context),
       request_(std::move(request)),
       sink_(std::move(sink)),
       on_end_(std::move(on_end)),
       deadline_(std::min(client_deadline.value_or(Deadline::max()),
                          std::chrono::system_clock::now() + context.config.request_timeout)),
+      kind_(kind),
       answer_(context.model.codec->NewStream(),
               {request_.sampling().stop().begin(), request_.sampling().stop().end()}) {
   times_.arrival = Clock::now();
-}
-
-struct RequestFlow::Choice {
-  std::vector<std::uint32_t> prompt_ids;
-  v1::SamplingParams sampling;
-  PolicyDecision decision;
-};
-
-// Everything that needs no worker. Reads only constants, so it runs without the lock.
-Result<RequestFlow::Choice> RequestFlow::Choose() {
-  const RequestLimits& limits = context_.config.limits;
-  Choice choice;
-  ZEROC_RETURN_IF_ERROR(CheckRequest(request_, limits));
-  if (request_.has_text()) {
-    ZEROC_ASSIGN_OR_RETURN(choice.prompt_ids, context_.model.codec->EncodePrompt(request_.text()));
-  } else {
-    choice.prompt_ids.assign(request_.token_ids().ids().begin(), request_.token_ids().ids().end());
-  }
-  ZEROC_ASSIGN_OR_RETURN(choice.sampling, ResolveSampling(request_, limits, choice.prompt_ids.size(), FreshSeed()));
-  PolicyInput input;
-  input.ladder = context_.model.ladder;
-  input.default_max_ppl_increase = context_.config.default_max_ppl_increase;
-  if (request_.kv().has_profile()) input.requested_profile = request_.kv().profile();
-  if (request_.kv().has_max_ppl_increase()) input.max_ppl_increase = request_.kv().max_ppl_increase();
-  ZEROC_ASSIGN_OR_RETURN(choice.decision, ChooseProfile(input));
-  return choice;
 }
 
 void RequestFlow::Start() {
@@ -66,12 +35,6 @@ void RequestFlow::Start() {
   prompt_ids_ = std::move(choice->prompt_ids);
   sampling_ = std::move(choice->sampling);
   answer_.SetLimits(sampling_.max_tokens(), {sampling_.stop_token_ids().begin(), sampling_.stop_token_ids().end()});
-  rung_ = &context_.model.ladder[choice->decision.rung_idx];
-  reason_ = choice->decision.reason;
-  budget_ = choice->decision.budget;
-  context_.metrics.CountDecision(rung_->name, reason_);
-  context_.metrics.SetPplIncrease("budget", budget_);
-  context_.metrics.SetPplIncrease("predicted", rung_->ppl_increase);
 
   const auto left = deadline_ - std::chrono::system_clock::now();
   const auto at_deadline = [weak = weak_from_this()] {
@@ -80,45 +43,9 @@ void RequestFlow::Start() {
   deadline_timer_ =
       context_.timers.Schedule(Clock::now() + std::chrono::duration_cast<Clock::duration>(left), at_deadline);
 
-  AttemptPtr attempt = NewAttempt();
-  if (const Status status = PickWorkers(attempt); !status.ok()) return Fail(status);
-  Reserve(std::move(attempt));
-}
-
-RequestFlow::AttemptPtr RequestFlow::NewAttempt() {
-  AttemptPlan plan;
-  plan.request_id = id();
-  plan.token_ids = prompt_ids_;
-  plan.token_ids.insert(plan.token_ids.end(), answer_.ids().begin(), answer_.ids().end());
-  plan.n_streamed = static_cast<std::uint32_t>(answer_.ids().size());
-  plan.sampling = SamplingBehind(sampling_, plan.n_streamed);
-  plan.profile = rung_->name;
-  plan.layout_hash = rung_->layout_hash;
-  plan.plan_id = context_.model.plan_id;
-  plan.model_fingerprint = context_.model.fingerprint;
-  plan.priority = request_.priority();
-  plan.deadline = deadline_;
-  return std::make_shared<Attempt>(++n_attempts_, std::move(plan));
-}
-
-// Prefill is chosen first, so that nothing is reserved when there is nobody to fill it.
-Status RequestFlow::PickWorkers(const AttemptPtr& attempt) {
-  const auto choice = [&](Role role, std::uint64_t n_tokens) {
-    WorkerPool::Choice wanted;
-    wanted.n_tokens = n_tokens;
-    wanted.avoided = role == Role::kPrefill ? avoided_prefill_ : avoided_decode_;
-    if (role == Role::kDecode) wanted.excluded = refused_by_;
-    wanted.on_lost = [weak = weak_from_this(), weak_attempt = std::weak_ptr<Attempt>(attempt), role] {
-      const auto self = weak.lock();
-      if (const auto lost = weak_attempt.lock(); self != nullptr && lost != nullptr) self->OnWorkerLost(lost, role);
-    };
-    return wanted;
-  };
-  const std::uint64_t n_prompt = attempt->plan().token_ids.size();
-  ZEROC_ASSIGN_OR_RETURN(attempt->prefill_worker, context_.pool.PickPrefill(choice(Role::kPrefill, n_prompt)));
-  const std::uint64_t n_all = n_prompt + attempt->plan().sampling.max_tokens();
-  ZEROC_ASSIGN_OR_RETURN(attempt->decode_worker, context_.pool.PickDecode(choice(Role::kDecode, n_all)));
-  return OkStatus();
+  Result<AttemptPtr> attempt = NewAttempt();
+  if (!attempt.ok()) return Fail(attempt.status());
+  AskForRoom(std::move(*attempt));
 }
 
 void RequestFlow::Reserve(AttemptPtr attempt) {
@@ -147,36 +74,10 @@ void RequestFlow::OnReserved(const AttemptPtr& attempt, const Status& status, co
   if (!status.ok()) return OnRefused(status);
   if (!times_.first_token.has_value()) times_.reserve_end = Clock::now();
   refused_by_.clear();
+  context_.timers.Cancel(std::exchange(queue_timer_, TimerId::kNone));
+  context_.queue.Admitted(std::exchange(ticket_, AdmissionQueue::kNoTicket));
   SendStarted();
   RunAttempt();
-}
-
-// A worker that is full or gone leaves nothing behind: the next one is asked at once.
-void RequestFlow::OnRefused(const Status& status) {
-  const bool full = status.code() == StatusCode::kResourceExhausted;
-  if (!full && status.code() != StatusCode::kUnavailable) return OnWorkerFailed(Role::kDecode, status);
-  refused_by_.insert(attempt_->decode_worker.name());
-  AttemptPtr next = NewAttempt();
-  if (!PickWorkers(next).ok()) return full ? FailAt(Role::kDecode, status) : OnWorkerFailed(Role::kDecode, status);
-  ++n_elsewhere_;
-  context_.metrics.CountRetry("reserve");
-  LogWarning("retry request=" + id() + " stage=reserve worker=" + attempt_->decode_worker.name() + " because=\"" +
-             status.ToString() + "\"");
-  attempt_->Stop("refused");
-  Reserve(std::move(next));
-}
-
-void RequestFlow::SendStarted() {
-  if (std::exchange(started_sent_, true)) return;
-  v1::Started started;
-  started.set_request_id(id());
-  started.set_prompt_tokens(static_cast<std::uint32_t>(prompt_ids_.size()));
-  started.set_profile(rung_->name);
-  started.set_reason(reason_);
-  started.set_ppl_increase(rung_->ppl_increase);
-  started.set_ppl_base(context_.model.ppl_base);
-  started.set_model(context_.model.name);
-  sink_->OnStarted(started);
 }
 
 void RequestFlow::RunAttempt() {
@@ -184,6 +85,7 @@ void RequestFlow::RunAttempt() {
   const AttemptPtr attempt = attempt_;
   attempt->StartDecode([self, attempt](const v1::DecodeEvent& event) { self->OnDecodeEvent(attempt, event); },
                        [self, attempt](const Status& status) { self->OnDecodeDone(attempt, status); });
+  if (attempt->plan().local_prefill) return;
   attempt->StartPrefill([self, attempt](const v1::PrefillEvent& event) { self->OnPrefillEvent(attempt, event); },
                         [self, attempt](const Status& status) { self->OnPrefillDone(attempt, status); });
 }
@@ -207,7 +109,7 @@ void RequestFlow::OnFirstToken(const v1::FirstToken& first) {
   if (!times_.first_token.has_value()) {
     times_.first_token = Clock::now();
     times_.prefill_seconds = first.prefill_seconds();
-    context_.metrics.ObserveTimeToFirstToken(TtftSeconds(times_));
+    if (is_client()) context_.metrics.ObserveTimeToFirstToken(TtftSeconds(times_));
   }
   v1::Tokens tokens;
   tokens.add_ids(first.id());
@@ -248,13 +150,15 @@ void RequestFlow::OnDecodeEvent(const AttemptPtr& attempt, const v1::DecodeEvent
     case v1::DecodeEvent::kFinal:
       attempt->LeaseEnded();
       attempt->decode_finish = event.final().finish_reason();
+      attempt->decode_seconds = event.final().decode_seconds();
       if (attempt->decode_finish == v1::FINISH_REASON_UNSPECIFIED) {
         return FailAt(Role::kDecode, Internal("gave no finish reason"));
       }
       if (attempt->first_token_seen) SetFinish(attempt->decode_finish);
       break;
     case v1::DecodeEvent::kFirstToken:
-      return FailAt(Role::kDecode, Internal("sent a first token that is prefill's to send"));
+      if (attempt->plan().local_prefill && !attempt->first_token_seen) return OnFirstToken(event.first_token());
+      return FailAt(Role::kDecode, Internal("sent a first token that is not its to send"));
     case v1::DecodeEvent::EVENT_NOT_SET:
       break;
   }
@@ -287,7 +191,7 @@ void RequestFlow::OnWorkerLost(const AttemptPtr& attempt, Role role) {
 void RequestFlow::Emit(const v1::Tokens& tokens) {
   if (answer_.finished()) return;
   const auto now = Clock::now();
-  if (times_.last_token.has_value() && tokens.ids_size() > 0) {
+  if (times_.last_token.has_value() && tokens.ids_size() > 0 && is_client()) {
     const double seconds = std::chrono::duration<double>(now - *times_.last_token).count() / tokens.ids_size();
     for (int i = 0; i < tokens.ids_size(); ++i) context_.metrics.ObserveInterTokenLatency(seconds);
   }
@@ -351,6 +255,8 @@ void RequestFlow::End(const Status& status, std::string_view release_reason) {
   context_.timers.Cancel(deadline_timer_);
   context_.timers.Cancel(stats_timer_);
   context_.timers.Cancel(retry_timer_);
+  context_.timers.Cancel(queue_timer_);
+  context_.queue.Leave(ticket_);
   Account(status);
   if (attempt_ != nullptr) attempt_->Stop(release_reason);
   EndIfQuiet();
@@ -358,13 +264,13 @@ void RequestFlow::End(const Status& status, std::string_view release_reason) {
 
 // Grants that are under way are still to be given back.
 void RequestFlow::EndIfQuiet() {
-  if (n_reserving_ == 0) on_end_();
+  if (n_reserving_ > 0) return;
+  context_.queue.Wake();  // what this request held is free
+  on_end_();
 }
 
 TimerId RequestFlow::After(Clock::time_point when, void (RequestFlow::*then)()) {
-  return context_.timers.Schedule(when, [weak = weak_from_this(), then] {
-    const auto self = weak.lock();
-    if (self == nullptr) return;
+  return context_.timers.Schedule(when, [self = shared_from_this(), then] {
     MutexLock lock(self->mu_);
     if (!self->ended_) ((*self).*then)();
   });
@@ -372,9 +278,9 @@ TimerId RequestFlow::After(Clock::time_point when, void (RequestFlow::*then)()) 
 
 const char* RequestFlow::Phase() const {
   if (!times_.reserve_begin.has_value()) return "queue";
-  if (times_.admitted.has_value()) return "decode";
-  if (times_.first_token.has_value()) return "wire";
-  return times_.reserve_end.has_value() ? "prefill" : "reserve";
+  if (!times_.reserve_end.has_value()) return "reserve";
+  if (!times_.first_token.has_value()) return "prefill";
+  return times_.admitted.has_value() ? "decode" : "wire";
 }
 
 }  // namespace zeroc

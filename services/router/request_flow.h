@@ -23,8 +23,12 @@
 #include "libzeroc/base/mutex.h"
 #include "services/common/metrics.h"
 #include "services/common/timer_thread.h"
+#include "services/router/admission_queue.h"
 #include "services/router/answer.h"
 #include "services/router/attempt.h"
+#include "services/router/audit.h"
+#include "services/router/estimates.h"
+#include "services/router/policy.h"
 #include "services/router/request_check.h"
 #include "services/router/request_stats.h"
 #include "services/router/response_sink.h"
@@ -43,6 +47,15 @@ struct FlowConfig {
   int retries_max = 2;  // after a worker failed, beyond the first attempt
   // Before a worker that has just failed is tried again because there is no other.
   std::chrono::milliseconds retry_delay{200};
+  // How long a request may wait for room while all decode workers are full.
+  std::chrono::milliseconds queue_timeout{30'000};
+  // False: always the fewest bytes within the budget, whatever was measured.
+  bool adaptive = true;
+  // Prompts of at most so many tokens are prefilled on the decode worker itself, and longer ones, up to the factor,
+  // when they would wait longer than local_prefill_queue for any prefill worker. 0: none.
+  std::uint32_t local_prefill_tokens = 0;
+  std::uint32_t local_prefill_overload_factor = 16;
+  std::chrono::milliseconds local_prefill_queue{1'000};
 };
 
 // Shared by all flows and outlives them.
@@ -51,15 +64,22 @@ struct FlowContext {
   WorkerPool& pool;
   Metrics& metrics;
   TimerThread& timers;
+  Estimates& estimates;
+  AdmissionQueue& queue;
+  Audit& audit;
   const FlowConfig config;
 };
+
+// An audit's own requests are no client's: they are logged, but no metric of served requests counts them.
+enum class RequestKind { kClient, kAudit };
 
 class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
  public:
   // request_id is set. on_end runs once, with the flow's lock held: it must not call back.
   // After it the flow touches its context no more.
   RequestFlow(const FlowContext& context, v1::GenerateRequest request, std::optional<Deadline> client_deadline,
-              std::shared_ptr<ResponseSink> sink, std::function<void()> on_end);
+              std::shared_ptr<ResponseSink> sink, std::function<void()> on_end,
+              RequestKind kind = RequestKind::kClient);
 
   void Start();
   // Ends the flow with `why` unless it has ended.
@@ -69,14 +89,31 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
  private:
   using AttemptPtr = std::shared_ptr<Attempt>;
   enum class Role { kPrefill, kDecode };
-  struct Choice;
+  struct Choice {
+    std::vector<std::uint32_t> prompt_ids;
+    v1::SamplingParams sampling;
+  };
+  struct Decision {
+    PolicyDecision policy;
+    bool local_prefill = false;
+    std::string prefill, decode;  // names; empty: the pool chooses by load
+  };
 
-  Result<Choice> Choose();
-  AttemptPtr NewAttempt() ZEROC_REQUIRES(mu_);
-  Status PickWorkers(const AttemptPtr& attempt) ZEROC_REQUIRES(mu_);
+  Result<Choice> Choose() const;
+  WorkerPool::Choice Wanted(Role role, std::uint64_t n_prompt, std::uint32_t max_tokens) const ZEROC_REQUIRES(mu_);
+  bool PrefillsLocally(std::uint64_t n_prompt, const std::vector<WorkerPool::View>& prefills) const;
+  Result<Decision> DecideNow(std::uint64_t n_prompt, std::uint32_t max_tokens) ZEROC_REQUIRES(mu_);
+  Result<AttemptPtr> NewAttempt() ZEROC_REQUIRES(mu_);
+
+  // In the queue for room at decode.
+  void AskForRoom(AttemptPtr attempt) ZEROC_REQUIRES(mu_);
+  void OnTurn();
+  void Wait(const Status& refusal) ZEROC_REQUIRES(mu_);
+  void OnQueueTimeout() ZEROC_REQUIRES(mu_);
   void Reserve(AttemptPtr attempt) ZEROC_REQUIRES(mu_);
   void OnReserved(const AttemptPtr& attempt, const Status& status, const v1::ReserveResponse& response);
   void OnRefused(const Status& status) ZEROC_REQUIRES(mu_);
+  bool TryElsewhere(const Status& status) ZEROC_REQUIRES(mu_);
   void SendStarted() ZEROC_REQUIRES(mu_);
   void RunAttempt() ZEROC_REQUIRES(mu_);
 
@@ -106,9 +143,12 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
   void FailAt(Role role, const Status& status) ZEROC_REQUIRES(mu_);
   void End(const Status& status, std::string_view release_reason) ZEROC_REQUIRES(mu_);
   void EndIfQuiet() ZEROC_REQUIRES(mu_);
-  // Runs `then` later, with the lock held, unless the flow has ended by then.
+  // Runs `then` later, with the lock held, unless the flow has ended by then. Keeps the flow alive until then.
   TimerId After(std::chrono::steady_clock::time_point when, void (RequestFlow::*then)());
   void Account(const Status& status) ZEROC_REQUIRES(mu_);
+  void CountMetrics(const std::string& outcome, const v1::RequestStats& stats) ZEROC_REQUIRES(mu_);
+  void Learn() const ZEROC_REQUIRES(mu_);
+  bool is_client() const { return kind_ == RequestKind::kClient; }
   v1::RequestStats Stats() const ZEROC_REQUIRES(mu_);
   const char* Phase() const ZEROC_REQUIRES(mu_);
 
@@ -117,6 +157,7 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
   const std::shared_ptr<ResponseSink> sink_;
   const std::function<void()> on_end_;
   const Deadline deadline_;
+  const RequestKind kind_;
 
   Mutex mu_;
   bool ended_ ZEROC_GUARDED_BY(mu_) = false;
@@ -124,13 +165,16 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
   TimerId deadline_timer_ ZEROC_GUARDED_BY(mu_) = TimerId::kNone;
   TimerId stats_timer_ ZEROC_GUARDED_BY(mu_) = TimerId::kNone;
   TimerId retry_timer_ ZEROC_GUARDED_BY(mu_) = TimerId::kNone;
+  TimerId queue_timer_ ZEROC_GUARDED_BY(mu_) = TimerId::kNone;
 
   // Fixed by Choose.
   std::vector<std::uint32_t> prompt_ids_ ZEROC_GUARDED_BY(mu_);
   v1::SamplingParams sampling_ ZEROC_GUARDED_BY(mu_);
+  // Fixed with the first reservation that is granted.
   const Rung* rung_ ZEROC_GUARDED_BY(mu_) = nullptr;
   std::string reason_ ZEROC_GUARDED_BY(mu_);
   double budget_ ZEROC_GUARDED_BY(mu_) = 0;
+  std::optional<Prediction> predicted_ ZEROC_GUARDED_BY(mu_);
 
   // Attempts.
   AttemptPtr attempt_ ZEROC_GUARDED_BY(mu_);  // null before the first; stopped while the next one waits
@@ -143,6 +187,7 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
   std::set<std::string> avoided_prefill_ ZEROC_GUARDED_BY(mu_);
   std::set<std::string> avoided_decode_ ZEROC_GUARDED_BY(mu_);
   Status last_failure_ ZEROC_GUARDED_BY(mu_);
+  AdmissionQueue::Ticket ticket_ ZEROC_GUARDED_BY(mu_) = AdmissionQueue::kNoTicket;
 
   Answer answer_ ZEROC_GUARDED_BY(mu_);
   bool started_sent_ ZEROC_GUARDED_BY(mu_) = false;

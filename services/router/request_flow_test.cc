@@ -182,17 +182,6 @@ TEST_F(RequestFlowTest, ReserveRefusedIsTriedOnceElsewhere) {
   EXPECT_TRUE(decode_->releases.empty());
 }
 
-TEST_F(RequestFlowTest, ReserveRefusedEverywhereIsRefused) {
-  const auto other = std::make_shared<ScriptedWorker>();
-  AddWorker(v1::WORKER_ROLE_DECODE, "d2", other, 50);
-  Start(TestRequest("x", 2));
-  decode_->Refuse(ResourceExhausted("full"));
-  other->Refuse(ResourceExhausted("full too"));
-  EXPECT_EQ(sink_->error.ToString(), "RESOURCE_EXHAUSTED: decode worker d2 in phase reserve: full too");
-  EXPECT_EQ(decode_->reserves.size() + other->reserves.size(), 2U);
-  ExpectClean(0);
-}
-
 TEST_F(RequestFlowTest, OtherReserveFailuresAreNotRetried) {
   const auto other = std::make_shared<ScriptedWorker>();
   AddWorker(v1::WORKER_ROLE_DECODE, "d2", other, 50);

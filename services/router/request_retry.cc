@@ -33,7 +33,9 @@ void RequestFlow::OnWorkerFailed(Role role, const Status& status) {
   last_failure_ = Name(role, status);
   // During the hand-off either side may report that the other one was lost, so neither is the first choice again.
   const bool either = attempt_->running() && !attempt_->admitted;
-  if (role == Role::kPrefill || either) avoided_prefill_.insert(attempt_->prefill_worker.name());
+  if (!attempt_->plan().local_prefill && (role == Role::kPrefill || either)) {
+    avoided_prefill_.insert(attempt_->prefill_worker.name());
+  }
   if (role == Role::kDecode || either) avoided_decode_.insert(attempt_->decode_worker.name());
   const char* const stage = !attempt_->running() ? "reserve" : role == Role::kPrefill ? "prefill" : "decode";
   context_.metrics.CountRetry(stage);
@@ -49,17 +51,17 @@ void RequestFlow::OnWorkerFailed(Role role, const Status& status) {
 // A worker that an attempt was just lost with is tried again only when there is no other, and a little later: a dead
 // one has left the pool by then.
 void RequestFlow::Retry() {
-  AttemptPtr next = NewAttempt();
-  if (const Status status = PickWorkers(next); !status.ok()) {
-    return Fail(Status(last_failure_.code(),
-                       std::string(last_failure_.message()) + "; not tried again: " + std::string(status.message())),
+  Result<AttemptPtr> next = NewAttempt();
+  if (!next.ok()) {
+    return Fail(Status(last_failure_.code(), std::string(last_failure_.message()) +
+                                                 "; not tried again: " + std::string(next.status().message())),
                 ErrorOrigin::kWorker);
   }
-  const bool again =
-      avoided_prefill_.contains(next->prefill_worker.name()) || avoided_decode_.contains(next->decode_worker.name());
+  const bool again = avoided_prefill_.contains((*next)->prefill_worker.name()) ||
+                     avoided_decode_.contains((*next)->decode_worker.name());
   if (!again || retry_timer_ != TimerId::kNone) {
     retry_timer_ = TimerId::kNone;
-    return Reserve(std::move(next));
+    return AskForRoom(std::move(*next));
   }
   retry_timer_ = After(Clock::now() + context_.config.retry_delay, &RequestFlow::Retry);
 }

@@ -27,16 +27,17 @@ Router::~Router() {
 }
 
 std::shared_ptr<RequestFlow> Router::Generate(v1::GenerateRequest request, std::optional<Deadline> client_deadline,
-                                              std::shared_ptr<ResponseSink> sink) {
+                                              std::shared_ptr<ResponseSink> sink, RequestKind kind) {
   if (request.request_id().empty()) request.set_request_id(NewRequestId());
   const std::string id = request.request_id();
   ResponseSink& answer = *sink;
   // Callbacks of workers may keep a flow alive after the router; on_end has run by then.
-  auto flow = std::make_shared<RequestFlow>(context_, std::move(request), client_deadline, std::move(sink),
-                                            [this, id] { Forget(id); });
+  auto flow = std::make_shared<RequestFlow>(
+      context_, std::move(request), client_deadline, std::move(sink), [this, id] { Forget(id); }, kind);
   if (const Status status = Admit(id, flow); !status.ok()) {
     LogWarning("refused request=" + id + " because=\"" + std::string(status.message()) + "\"");
-    context_.metrics.ObserveJct("none", status.code() == StatusCode::kUnavailable ? "draining" : "refused", 0);
+    if (kind == RequestKind::kClient)
+      context_.metrics.ObserveJct("none", status.code() == StatusCode::kUnavailable ? "draining" : "refused", 0);
     answer.OnError(status, ErrorOrigin::kRequest);
     return flow;
   }
@@ -100,7 +101,7 @@ Status Router::Ready() const {
     MutexLock lock(mu_);
     if (draining_) return Unavailable("not ready: the router is stopping");
   }
-  return context_.pool.Ready();
+  return context_.pool.Ready(context_.config.local_prefill_tokens > 0);
 }
 
 void Router::StopAccepting() {
@@ -131,6 +132,10 @@ void Router::CancelAll(const Status& why) {
 std::size_t Router::in_flight() const {
   MutexLock lock(mu_);
   return running_.size();
+}
+
+bool Router::IsIdle(std::size_t others_max) const {
+  return in_flight() <= others_max && context_.queue.n_waiting() == 0;
 }
 
 }  // namespace zeroc

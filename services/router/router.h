@@ -24,7 +24,7 @@ class Router {
   // RESOURCE_EXHAUSTED over in_flight_max, UNAVAILABLE while draining, ALREADY_EXISTS for the id of a running request.
   // Never null; Cancel on an ended flow does nothing.
   std::shared_ptr<RequestFlow> Generate(v1::GenerateRequest request, std::optional<Deadline> client_deadline,
-                                        std::shared_ptr<ResponseSink> sink);
+                                        std::shared_ptr<ResponseSink> sink, RequestKind kind = RequestKind::kClient);
   // kNotFound when no such request runs.
   Status Abort(const std::string& request_id);
 
@@ -38,6 +38,8 @@ class Router {
   bool WaitIdle(std::chrono::milliseconds timeout);
   void CancelAll(const Status& why);
   std::size_t in_flight() const;
+  // At most `others_max` requests run and none waits.
+  bool IsIdle(std::size_t others_max) const;
 
  private:
   Status Admit(const std::string& id, const std::shared_ptr<RequestFlow>& flow);

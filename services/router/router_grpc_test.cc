@@ -216,6 +216,8 @@ class RouterGrpcTest : public testing::Test {
     FlowConfig config;
     config.limits.vocab_size = 300;
     config.limits.max_positions = 1'000'000;
+    config.queue_timeout = milliseconds(300);
+    config.retry_delay = milliseconds(50);
     return config;
   }
   static RegistryConfig MakeRegistryConfig() {
@@ -233,7 +235,11 @@ class RouterGrpcTest : public testing::Test {
   Metrics metrics_{"test-model"};
   TimerThread timers_;
   WorkerPool pool_{"model", "plan", milliseconds(500)};
-  FlowContext context_{model_, pool_, metrics_, timers_, MakeConfig()};
+  Estimates estimates_;
+  std::shared_ptr<AdmissionQueue> queue_ =
+      std::make_shared<AdmissionQueue>(AdmissionQueue::Config(), timers_, metrics_);
+  Audit audit_{{/*share=*/0}, model_.ladder, model_.ppl_base, 1};
+  FlowContext context_{model_, pool_, metrics_, timers_, estimates_, *queue_, audit_, MakeConfig()};
   Router router_{context_, 8};
   std::unique_ptr<grpc::Service> inference_ = MakeInferenceService(router_, 64 << 10);
   std::unique_ptr<grpc::Service> kserve_ = MakeKserveService(router_, 64 << 10);

@@ -23,6 +23,20 @@ OptionSet RouterOptionSet(RouterOptions* o) {
              {"ms", "How long a decode worker may take to reserve or refuse."});
   set.AddInt("retries_max", &o->retries_max, 0, 16,
              {"retries", "How often a request goes on elsewhere after a worker failed it."});
+  set.AddInt("queue_max", &o->queue_max, 0, 1 << 20,
+             {"requests", "So many wait for room while all decode workers are full; more are refused with 429."});
+  set.AddInt("queue_timeout_ms", &o->queue_timeout_ms, 1, 3'600'000,
+             {"ms", "How long a request waits for room before it is refused with 429."});
+  set.AddBool("adaptive_profiles", &o->adaptive_profiles,
+              {"", "Choose profiles by the measured links and workers; false: the fewest bytes within the budget."});
+  set.AddInt("local_prefill_tokens", &o->local_prefill_tokens, 0, 1 << 20,
+             {"tokens", "Prompts of at most so many are prefilled on the decode worker; 0: none."});
+  set.AddInt("local_prefill_queue_ms", &o->local_prefill_queue_ms, 0, 3'600'000,
+             {"ms", "Prompts up to 16 times as long too, when they would wait longer than this for prefill."});
+  set.AddDouble("audit_share", &o->audit_share, 0, 1,
+                {"ratio", "Share of the finished requests that is scored again with exact KV; 0: none."});
+  set.AddInt("audit_window_tokens", &o->audit_window_tokens, 500, 1 << 30,
+             {"tokens", "So many audited tokens of a profile, the last ones, make its measured increase."});
   set.AddInt("queued_bytes_max", &o->queued_bytes_max, 1 << 10, 1 << 30,
              {"bytes", "A streaming client that is further behind is cut off."});
 

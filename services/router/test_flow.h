@@ -16,7 +16,8 @@ namespace zeroc {
 
 class RequestFlowTest : public testing::Test {
  protected:
-  explicit RequestFlowTest(FlowConfig config = MakeConfig()) : context_{model_, pool_, metrics_, timers_, config} {
+  explicit RequestFlowTest(FlowConfig config = MakeConfig())
+      : context_{model_, pool_, metrics_, timers_, estimates_, *queue_, audit_, config} {
     AddWorker(v1::WORKER_ROLE_PREFILL, "p", prefill_, 0);
     AddWorker(v1::WORKER_ROLE_DECODE, "d", decode_, 100);
   }
@@ -26,6 +27,13 @@ class RequestFlowTest : public testing::Test {
     config.limits.max_positions = 1000;
     config.stats_timeout = std::chrono::milliseconds(50);
     config.retry_delay = std::chrono::milliseconds(20);
+    config.queue_timeout = std::chrono::milliseconds(100);
+    return config;
+  }
+  static AdmissionQueue::Config MakeQueueConfig() {
+    AdmissionQueue::Config config;
+    config.waiting_max = 2;
+    config.round = std::chrono::milliseconds(20);
     return config;
   }
   void AddWorker(v1::WorkerRole role, const std::string& name, const std::shared_ptr<ScriptedWorker>& worker,
@@ -72,6 +80,9 @@ class RequestFlowTest : public testing::Test {
   Metrics metrics_{"test-model"};
   TimerThread timers_;
   WorkerPool pool_{"model", "plan", std::chrono::milliseconds(5000)};
+  Estimates estimates_;
+  std::shared_ptr<AdmissionQueue> queue_ = std::make_shared<AdmissionQueue>(MakeQueueConfig(), timers_, metrics_);
+  Audit audit_{{/*share=*/0}, model_.ladder, model_.ppl_base, 1};
   FlowContext context_;
   Router router_{context_, 4};
   std::shared_ptr<ScriptedWorker> prefill_ = std::make_shared<ScriptedWorker>();

@@ -118,7 +118,13 @@ Result<WorkerPool::Ref> WorkerPool::Pick(v1::WorkerRole role, Choice choice) {
     } else {
       const bool avoided = choice.avoided.contains(worker.info.name());
       const bool best_avoided = choice.avoided.contains(best->second.info.name());
-      if (avoided != best_avoided ? best_avoided : Better(worker, best->second)) best = it;
+      const bool preferred = worker.info.name() == choice.preferred;
+      const bool best_preferred = best->second.info.name() == choice.preferred;
+      if (avoided != best_avoided       ? best_avoided
+          : preferred != best_preferred ? preferred
+                                        : Better(worker, best->second)) {
+        best = it;
+      }
     }
   }
   if (best == workers_.end()) {
@@ -139,6 +145,20 @@ Result<WorkerPool::Ref> WorkerPool::Pick(v1::WorkerRole role, Choice choice) {
   ref.connection_ = worker.connection;
   if (choice.on_lost) worker.on_lost.emplace(ref.ref_, std::move(choice.on_lost));
   return ref;
+}
+
+std::vector<WorkerPool::View> WorkerPool::Candidates(v1::WorkerRole role, const Choice& choice) const {
+  std::vector<View> views, avoided;
+  MutexLock lock(mu_);
+  for (const auto& [id, worker] : workers_) {
+    const bool fits = worker.info.max_tokens() == 0 || worker.info.max_tokens() >= choice.n_tokens;
+    if (worker.info.role() != role || worker.load.draining() || !fits) continue;
+    const std::string& name = worker.info.name();
+    if (choice.excluded.contains(name)) continue;
+    (choice.avoided.contains(name) ? avoided : views)
+        .push_back({name, worker.load, worker.info.kv_bytes_total(), worker.assigned_tokens});
+  }
+  return views.empty() ? avoided : views;
 }
 
 Result<WorkerPool::Ref> WorkerPool::PickDecode(Choice choice) {
@@ -179,10 +199,11 @@ void WorkerPool::Ref::Reset() {
   connection_.reset();
 }
 
-Status WorkerPool::Ready() const {
+Status WorkerPool::Ready(bool local_prefill) const {
   MutexLock lock(mu_);
   std::string missing;
   for (const v1::WorkerRole role : {v1::WORKER_ROLE_PREFILL, v1::WORKER_ROLE_DECODE}) {
+    if (local_prefill && role == v1::WORKER_ROLE_PREFILL) continue;
     const bool found = std::any_of(workers_.begin(), workers_.end(), [role](const auto& entry) {
       return entry.second.info.role() == role && !entry.second.load.draining();
     });

@@ -51,6 +51,7 @@ class WorkerPool {
     std::uint64_t n_tokens = 0;           // prompt + output for decode, prompt for prefill
     std::set<std::string> excluded = {};  // names
     std::set<std::string> avoided = {};   // names: taken only when there is no other
+    std::string preferred = {};           // name: taken when it may be
     // Runs at most once, without locks held, when the worker's heartbeats stop while the Ref lives.
     std::function<void()> on_lost = nullptr;
   };
@@ -59,8 +60,18 @@ class WorkerPool {
   Result<Ref> PickDecode(Choice choice);
   Result<Ref> PickPrefill(Choice choice);
 
-  // OK when there is at least one worker of each role that takes work; kUnavailable saying what is missing.
-  Status Ready() const;
+  // What the policy chooses among: the workers that may be taken, without the avoided ones if there are others.
+  struct View {
+    std::string name;
+    v1::WorkerLoad load;
+    std::uint64_t kv_bytes_total = 0;
+    std::uint64_t assigned_tokens = 0;  // by this router, running
+  };
+  std::vector<View> Candidates(v1::WorkerRole role, const Choice& choice) const;
+
+  // OK when there is at least one worker of each role that takes work (with `local_prefill`, a decode worker is
+  // enough); kUnavailable saying what is missing.
+  Status Ready(bool local_prefill = false) const;
   std::size_t Count(v1::WorkerRole role) const;
 
  private:
