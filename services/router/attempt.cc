@@ -9,6 +9,7 @@ namespace zeroc {
 namespace {
 
 constexpr std::chrono::seconds kReleaseTimeout(5);
+constexpr std::uint32_t kPrefixTokensMin = 64;
 
 }  // namespace
 
@@ -29,6 +30,10 @@ void Attempt::Reserve(Deadline deadline, UnaryDone<v1::ReserveResponse> done) {
   reserve.set_model_fingerprint(plan_.model_fingerprint);
   reserve.set_layout_hash(plan_.layout_hash);
   reserve.set_priority(plan_.priority);
+  // For its prefix cache, whose blocks are of 64 tokens.
+  if (n_prompt_tokens() > kPrefixTokensMin) {
+    reserve.mutable_prompt_ids()->Assign(plan_.token_ids.begin(), plan_.token_ids.end());
+  }
   decode_worker.connection().Reserve(reserve, deadline, std::move(done));
 }
 
@@ -39,7 +44,9 @@ void Attempt::TakeAnswer(const Status& status, const v1::ReserveResponse& respon
     decode_worker.Reset();
     return;
   }
-  if (status.ok()) lease_ = response.lease();
+  if (!status.ok()) return;
+  lease_ = response.lease();
+  n_cached_at_decode_ = std::min(response.n_cached_tokens(), n_prompt_tokens());
 }
 
 void Attempt::StartDecode(OnEvent<v1::DecodeEvent> on_event, StreamDone done) {
@@ -71,6 +78,7 @@ void Attempt::StartPrefill(OnEvent<v1::PrefillEvent> on_event, StreamDone done) 
   prefill.set_plan_id(plan_.plan_id);
   prefill.set_model_fingerprint(plan_.model_fingerprint);
   prefill.set_priority(plan_.priority);
+  prefill.set_n_cached_tokens(n_cached_at_decode_);
   *prefill.mutable_lease() = *lease_;
   prefill.set_decode_worker(decode_worker.name());
   prefill_call_ = prefill_worker.connection().Prefill(prefill, plan_.deadline, std::move(on_event), std::move(done));

@@ -78,6 +78,7 @@ class Attempt {
 
   // Said so far.
   bool first_token_seen = false;
+  std::uint32_t n_cached_tokens = 0;  // of the prompt, that were not computed; with the first token
   bool admitted = false;
   v1::Tokens early_tokens;  // from decode, before prefill's first token came
   v1::FinishReason decode_finish = v1::FINISH_REASON_UNSPECIFIED;
@@ -94,7 +95,8 @@ class Attempt {
   bool reserving_ = false;
   bool running_ = false;
   bool stopped_ = false;
-  std::optional<v1::Lease> lease_;  // held: not yet ended by decode itself
+  std::uint32_t n_cached_at_decode_ = 0;  // of the prompt; they do not travel
+  std::optional<v1::Lease> lease_;        // held: not yet ended by decode itself
   std::shared_ptr<WorkerCall> decode_call_;
   std::shared_ptr<WorkerCall> prefill_call_;
 };

@@ -54,7 +54,7 @@ void RequestFlow::Learn() const {
     Estimates::Transfer facts;
     facts.prefill = attempt_->prefill_worker.name();
     facts.decode = attempt_->decode_worker.name();
-    facts.n_tokens = attempt_->n_prompt_tokens();
+    facts.n_tokens = attempt_->n_prompt_tokens() - attempt_->n_cached_tokens;
     facts.prefill_seconds = transfer.prefill_seconds();
     facts.wire_bytes = transfer.kv_bytes().wire();
     facts.wire_seconds = transfer.wire_seconds();

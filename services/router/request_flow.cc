@@ -106,7 +106,9 @@ void RequestFlow::OnPrefillEvent(const AttemptPtr& attempt, const v1::PrefillEve
 
 void RequestFlow::OnFirstToken(const v1::FirstToken& first) {
   attempt_->first_token_seen = true;
+  attempt_->n_cached_tokens = std::min(first.n_cached_tokens(), attempt_->n_prompt_tokens());
   if (!times_.first_token.has_value()) {
+    n_cached_tokens_ = attempt_->n_cached_tokens;
     times_.first_token = Clock::now();
     times_.prefill_seconds = first.prefill_seconds();
     if (is_client()) context_.metrics.ObserveTimeToFirstToken(TtftSeconds(times_));
@@ -225,6 +227,7 @@ void RequestFlow::Finish() {
   final.set_finish_reason(answer_.finish_reason());
   final.mutable_usage()->set_prompt_tokens(static_cast<std::uint32_t>(prompt_ids_.size()));
   final.mutable_usage()->set_completion_tokens(static_cast<std::uint32_t>(answer_.ids().size()));
+  final.mutable_usage()->set_cached_tokens(n_cached_tokens_);
   *final.mutable_stats() = Stats();
   sink_->OnFinal(final);
   End(OkStatus(), "finished");

@@ -191,6 +191,7 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
 
   Answer answer_ ZEROC_GUARDED_BY(mu_);
   bool started_sent_ ZEROC_GUARDED_BY(mu_) = false;
+  std::uint32_t n_cached_tokens_ ZEROC_GUARDED_BY(mu_) = 0;  // of the prompt, by the attempt that began the answer
 };
 
 }  // namespace zeroc

@@ -67,6 +67,29 @@ TEST_F(RequestFlowTest, AWholeRequest) {
   EXPECT_NE(page.find("vllm:generation_tokens_total{model_name=\"test-model\"} 5"), std::string::npos);
 }
 
+TEST_F(RequestFlowTest, CachedBeginningsAreLookedForPassedOnAndReported) {
+  Start(TestRequest(std::string(64, 'x'), 1));
+  EXPECT_EQ(decode_->reserves.back().prompt_ids_size(), 0) << "nothing of it can be in a cache of 64-token blocks";
+  decode_->Grant(7);
+  prefill_->FirstToken('a');
+  prefill_->Transferred();
+
+  Start(TestRequest(std::string(200, 'x'), 1));
+  EXPECT_EQ(decode_->reserves.back().prompt_ids_size(), 200);
+  v1::ReserveResponse granted;
+  granted.mutable_lease()->set_lease_id(8);
+  granted.set_n_cached_tokens(128);
+  decode_->AnswerReserve(OkStatus(), granted);
+  EXPECT_EQ(prefill_->prefills.back().n_cached_tokens(), 128U) << "they do not travel";
+  v1::PrefillEvent first;
+  first.mutable_first_token()->set_id('a');
+  first.mutable_first_token()->set_n_cached_tokens(64);
+  prefill_->prefill_event(first);
+  prefill_->Transferred();
+  EXPECT_EQ(sink_->final.usage().cached_tokens(), 64U);
+  EXPECT_EQ(sink_->final.usage().prompt_tokens(), 200U);
+}
+
 TEST_F(RequestFlowTest, TokensOfDecodeMayOvertakeTheFirstToken) {
   Start(TestRequest("x", 3));
   decode_->Grant(7);
