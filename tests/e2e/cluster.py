@@ -220,6 +220,10 @@ def text_of(events):
     return "".join(choice["text"] for event in events for choice in event.get("choices", []))
 
 
+# The same request is the same answer every time: what was measured meanwhile, or an audit, has no part in it.
+SETTLED = ("--adaptive-profiles=false", "--audit-share=0")
+
+
 class Cluster:
     """A router, and as many workers as asked for. Flags given as router_args and so on come after the usual ones.
     `tls` (as in connect_http) is how /readyz and /metrics of all services are asked for; `prefill_env` is added to the
@@ -235,10 +239,10 @@ class Cluster:
         self.log_dir = tempfile.TemporaryDirectory(prefix="zeroc-e2e-")  # gone with this object
         self.processes = []
         self.decode, self.prefill = [], []
-        self.router_args, self.decode_args, self.prefill_args = router_args, decode_args, prefill_args
+        self.router_args, self.decode_args, self.prefill_args = [*SETTLED, *router_args], decode_args, prefill_args
         self.prefill_env = prefill_env
         try:
-            self.routers = [self._start("zeroc-router", ["--model", MODEL_DIR, *router_args])
+            self.routers = [self._start("zeroc-router", ["--model", MODEL_DIR, *self.router_args])
                             for _ in range(n_routers)]
             self.router = self.routers[0]
             for _ in range(n_decode):
