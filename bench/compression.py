@@ -2,13 +2,15 @@
 """Every method of KV compression in the same engine, on the same text, all bytes counted: the table and the data of the
 plot in docs/results/compression.{md,json}. Standard library only; bench/plot_compression.py draws.
 
-    bench/compression.py [--eval DIR] [--windows N] [--cases N] [--methods M,..] [--fresh | --any-build] [--out DIR]
+    bench/compression.py [--eval DIR] [--windows N] [--cases N] [--baseline-cases N] [--methods M,..]
+                         [--fresh | --any-build] [--out DIR]
 
 Perplexity is decode-scored over windows of 4,096 tokens, 1,024 of each scored, on WikiText-2 test, which neither
 calibration nor the ladder saw. Each baseline is set against the profile of the plan with at most its bytes: a paired
-bootstrap over blocks of 64 tokens gives the 95 % interval of the difference. --eval holds wikitext-2-test.txt,
-heldout-novel.txt, recall.jsonl and recall_hard.jsonl [../shared/eval]. Answers are kept in build/bench; --fresh asks
-again. Exit code 0; 1 when a command failed; 2 for bad usage.
+bootstrap over blocks of 64 tokens gives the 95 % interval of the difference. The rungs named in CLOSER are also read on
+a held-out novel and asked the easy recall set. --eval holds wikitext-2-test.txt, heldout-novel.txt, recall.jsonl and
+recall_hard.jsonl [../shared/eval]. Answers are kept in build/bench; --fresh asks again. Exit code 0; 1 when a command
+failed; 2 for bad usage.
 """
 
 import argparse
@@ -27,6 +29,8 @@ CONTEXT, STRIDE = 4096, 1024
 CALIBRATION = "wikitext-2-valid.txt@0:50"  # what the plan was made from, but for the records
 BLOCK = 64  # tokens that the bootstrap draws together: neighbours depend on each other
 DRAWS = 2000
+CLOSER = ["q3", "z3", "z2", "z1.75", "rel"]  # profiles that are also read on the novel, and asked the easy set
+NOVEL_WINDOWS = 16
 # Method and, where its size is free, bits per element (bf16 has 16).
 BASELINES = [
     ("fp8", None),
@@ -77,11 +81,16 @@ class Bench:
             + ["--stride", STRIDE, "--max-windows", windows or self.options.windows, *self.chosen(method, bits)],
             files=self.files(method),
             outputs=["--tokens-out"],
+            same_answer=["--kl-base", self.kl_base(text, windows or self.options.windows)],
         )
         rows = [line.split() for line in (ROOT / answer["tokens-out"]).read_text().splitlines()]
         answer["token_nll"] = [float(row[0]) for row in rows]
         answer["token_kl"] = [float(row[1]) for row in rows]
         return answer
+
+    def kl_base(self, text, windows):
+        """Where the uncompressed model's logits on these windows are kept, of this build of the program."""
+        return f"build/bench/kl-base-{text}-{windows}-{self.cli.program()[:12]}"
 
     def recall(self, method, bits, name, cases):
         arguments = ["recall", "--model", MODEL, "--set", f"{self.options.eval}/{name}", "--max-cases", cases]
@@ -104,11 +113,33 @@ class Bench:
             if wanted is None or method in wanted:
                 entries.append(self.entry(method, bits, self.perplexity(method, bits), base))
         for entry in entries:
-            hard = self.recall(entry["method"], entry["setting"], "recall_hard.jsonl", self.options.cases)
+            ours = entry["method"] in ("none", "zeroc")
+            cases = self.options.cases if ours else self.options.baseline_cases
+            hard = self.recall(entry["method"], entry["setting"], "recall_hard.jsonl", cases)
             entry["recall_hard"] = hard["accuracy"]
             entry["recall_hard_by_group"] = hard["by_group"]
             entry["commands"].append(hard["command"])
         return entries
+
+    def closer(self):
+        """The novel and the easy recall set, for no compression and for a few profiles."""
+        rows = []
+        for method, setting in [("none", None), *(("zeroc", name) for name in CLOSER)]:
+            novel = self.perplexity(method, setting, "heldout-novel.txt", NOVEL_WINDOWS)
+            easy = self.recall(method, setting, "recall.jsonl", 0)
+            base = rows[0]["ppl"] if rows else novel["ppl"]
+            rows.append(
+                {
+                    "name": setting or method,
+                    "ppl": novel["ppl"],
+                    "tokens": novel["tokens"],
+                    "increase_direct": novel["ppl"] / base - 1,
+                    "increase_kl": math.expm1(novel["kl"]),
+                    "recall": easy["accuracy"],
+                    "commands": [novel["command"], easy["command"]],
+                }
+            )
+        return rows
 
     def entry(self, method, setting, score, base):
         increase = score["ppl"] / base["ppl"] - 1
@@ -207,6 +238,17 @@ def page(result):
         ]
         for d in result["duels"]
     ]
+    closer = result["closer"]
+    closer_rows = [
+        [
+            c["name"],
+            f"{c['ppl']:.3f}",
+            f"{100 * c['increase_direct']:+.2f} %",
+            f"{100 * c['increase_kl']:.2f} %",
+            f"{100 * c['recall']:.1f} %",
+        ]
+        for c in closer
+    ]
     tokens = entries[0]["tokens"]
     return "\n".join(
         [
@@ -216,7 +258,8 @@ def page(result):
             "Every command is in `compression.json`. WikiText-2 test, which neither calibration nor the ladder saw,",
             f"{tokens:,} tokens scored through decode behind 3,072 to 4,095 tokens of context; all bytes held at 4,096",
             "tokens count: codes, scales, exact windows, padding, state. KL is nats per token against the uncompressed",
-            "model. Recall is the hard set. What each baseline is: [baselines.md](../baselines.md).",
+            f"model. Recall is the hard set ({result['cases'][0]} cases; of the baselines {result['cases'][1]}).",
+            "What each baseline is: [baselines.md](../baselines.md).",
             "",
             "![bytes against KL](compression.svg)",
             "",
@@ -232,6 +275,13 @@ def page(result):
             "",
             *table(["baseline", "ours", "bytes, ours / theirs", "KL", "log-perplexity", "won"], fights),
             "",
+            "## A held-out novel, and the easy recall set",
+            "",
+            f"Also seen by neither calibration nor the ladder: {closer[0]['tokens']:,} tokens of a novel, scored in the",
+            "same way, and greedy exact match on every case of the easy recall set.",
+            "",
+            *table(["profile", "perplexity", "increase", "from KL", "recall, easy set"], closer_rows),
+            "",
         ]
     )
 
@@ -241,6 +291,7 @@ def main():
     parser.add_argument("--eval", default="../shared/eval", help="folder of the texts [../shared/eval]")
     parser.add_argument("--windows", type=int, default=30, help="windows of 1,024 scored tokens [30]")
     parser.add_argument("--cases", type=int, default=200, help="recall cases, evenly over the groups; 0: all [200]")
+    parser.add_argument("--baseline-cases", type=int, default=80, help="the same for the baselines [80]")
     parser.add_argument("--methods", default="", help="only these baselines, separated by commas")
     parser.add_argument("--fresh", action="store_true", help="do not use kept answers")
     parser.add_argument("--any-build", action="store_true", help="use kept answers of other builds of the program, too")
@@ -250,9 +301,11 @@ def main():
         parser.error(f"--eval {options.eval}: no wikitext-2-test.txt there")
     bench = Bench(options)
     result = {"command": shlex.join(["bench/compression.py", *sys.argv[1:]]), "machine": machine()}
+    result["cases"] = [options.cases, options.baseline_cases]
     entries = bench.measure()
     result["entries"] = entries
     result["duels"] = duels(entries)
+    result["closer"] = bench.closer()
     for entry in entries:
         del entry["_nll"], entry["_kl"]
     out = pathlib.Path(ROOT / options.out)

@@ -52,11 +52,16 @@ class Cli:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.hashes = {}
 
-    def run(self, arguments, files=(), outputs=()):
+    def program(self):
+        """The hash of the program."""
+        return self._hash(BINARY)
+
+    def run(self, arguments, files=(), outputs=(), same_answer=()):
         """One command's JSON answer with `command` and `seconds` in it.
 
         files: inputs that the command finds by itself (the plan beside a model); outputs: options that name a file to
-        write, whose path is in the answer under the option's name.
+        write, whose path is in the answer under the option's name; same_answer: options that change how long the
+        command takes and nothing else, left out of what is written down.
         """
         arguments = [str(a) for a in arguments]
         key = self._key(arguments, files)
@@ -65,10 +70,10 @@ class Cli:
         paths = {option: str((self.folder / f"{key}.{option.lstrip('-')}").relative_to(ROOT)) for option in outputs}
         for option, path in paths.items():
             extra += [option, path]
-        command = [BINARY, *arguments, *extra, "--json"]
+        command = [BINARY, *arguments, *extra, *same_answer, "--json"]
         if self.keep and kept.is_file():
             answer = json.loads(kept.read_text())
-            if self.any_build or answer["program"] == self._hash(BINARY):
+            if self.any_build or answer["program"] == self.program():
                 return answer
         started = time.monotonic()
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=COMMAND_S, check=False)
@@ -76,7 +81,7 @@ class Cli:
             sys.exit(f"{shlex.join(command)} failed ({done.returncode}): {done.stderr.strip()}")
         answer = json.loads(done.stdout)
         answer["command"] = shlex.join([BINARY, *arguments, "--json"])
-        answer.update(commit=machine()["commit"], program=self._hash(BINARY))
+        answer.update(commit=machine()["commit"], program=self.program())
         answer["seconds"] = round(time.monotonic() - started, 1)
         answer.update({option.lstrip("-"): path for option, path in paths.items()})
         print(f"{answer['seconds']:7.1f} s  {answer['command']}", file=sys.stderr)

@@ -5,6 +5,8 @@
 #include <numeric>
 #include <string>
 
+#include "libzeroc/compression/canonical.h"
+#include "libzeroc/engine/base_logits.h"
 #include "libzeroc/engine/sequence_cache.h"
 #include "libzeroc/kv/owned_pool.h"
 
@@ -70,6 +72,9 @@ class TextScorer {
   }
 
   Status Check(const ScoredMethod& base) const;
+  Status OpenBaseLogits(const ScoredMethod& base, bool compared);
+  bool base_is_kept() const { return base_logits_ != nullptr && base_logits_->complete(); }
+  void KeepOrTakeBase(int first_window, int n_windows, int n_rows, int first_target, Lane& base) const;
   Status ChooseWindows();
   void ScoreRow(std::size_t row, std::size_t target, std::vector<Lane>& lanes, std::span<Divergence> out) const;
   Status OpenLane(const ScoredMethod& method, int n_windows, Lane* lane) const;
@@ -86,6 +91,7 @@ class TextScorer {
   ScoreOptions options_;
   std::vector<std::int64_t> begins_;  // [windows] first text token
   std::size_t vocab_ = 0;
+  std::unique_ptr<BaseLogits> base_logits_;  // null without a file
 };
 
 Status TextScorer::Check(const ScoredMethod& base) const {
@@ -183,11 +189,51 @@ void TextScorer::ScoreRow(std::size_t row, std::size_t target, std::vector<Lane>
   }
 }
 
+// Alone (not compared with anything) the base is computed in any case: its bytes are asked for.
+Status TextScorer::OpenBaseLogits(const ScoredMethod& base, bool compared) {
+  if (options_.base_logits_file.empty()) return OkStatus();
+  CanonicalHash key;
+  key.Text(base.model->checkpoint().fingerprint());
+  key.Text(base.model->ops().name);
+  key.Text(base.model->ops().isa());
+  key.Int(base.attention != nullptr);
+  key.Int(options_.through_decode);
+  key.Int(options_.context);
+  key.Int(options_.stride);
+  for (std::size_t w = 0; w < begins_.size(); ++w) {
+    for (int i = 0; i < options_.context; ++i) key.Int(TokenAt(static_cast<int>(w), i));
+  }
+  ZEROC_ASSIGN_OR_RETURN(base_logits_, BaseLogits::Open(options_.base_logits_file, key.Hex(),
+                                                        static_cast<std::int64_t>(begins_.size()) * options_.stride,
+                                                        static_cast<std::int64_t>(vocab_)));
+  if (base_logits_->complete() && !compared) base_logits_ = nullptr;
+  return OkStatus();
+}
+
+// The base's rows for targets first_target ..: into the file, or from it.
+void TextScorer::KeepOrTakeBase(int first_window, int n_windows, int n_rows, int first_target, Lane& base) const {
+  if (base_logits_ == nullptr) return;
+  const int n_used = std::min(n_rows, options_.context - first_target);
+  for (int w = 0; w < n_windows; ++w) {
+    for (int r = 0; r < n_used; ++r) {
+      const std::int64_t row =
+          std::int64_t{first_window + w} * options_.stride + first_target + r - (options_.context - options_.stride);
+      float* logits = base.logits.data() + static_cast<std::size_t>(w * n_rows + r) * vocab_;
+      if (base_logits_->complete()) {
+        std::copy_n(base_logits_->Row(row).data(), vocab_, logits);
+      } else {
+        base_logits_->Write(row, logits);
+      }
+    }
+  }
+}
+
 // Scores targets first_target .. of every window from the rows that each lane holds.
 void TextScorer::Score(int first_window, int n_windows, int n_rows, int first_target, std::vector<Lane>& lanes,
                        std::vector<TextScore>& scores) const {
   const int n_used = std::min(n_rows, options_.context - first_target);
   if (n_used <= 0) return;
+  KeepOrTakeBase(first_window, n_windows, n_rows, first_target, lanes.front());
   const std::size_t n_items = static_cast<std::size_t>(n_windows) * static_cast<std::size_t>(n_used);
   std::vector<Divergence> rows(n_items * lanes.size());
   const auto score = [&](std::size_t item, int) {
@@ -212,12 +258,13 @@ void TextScorer::Score(int first_window, int n_windows, int n_rows, int first_ta
 
 Status TextScorer::RunBatch(int first_window, int n_windows, std::vector<Lane>& lanes, std::vector<TextScore>& scores,
                             const std::function<bool(int)>& on_scored) const {
-  for (Lane& lane : lanes) ZEROC_RETURN_IF_ERROR(Prefill(first_window, n_windows, lane));
+  const std::span<Lane> computed = std::span(lanes).subspan(base_is_kept() ? 1 : 0);
+  for (Lane& lane : computed) ZEROC_RETURN_IF_ERROR(Prefill(first_window, n_windows, lane));
   int next = options_.context - options_.stride;  // the target that the held logits predict, and the token to feed next
   Score(first_window, n_windows, 1, next, lanes, scores);
   while (next < options_.context) {
     const int n_new = std::min(options_.through_decode ? 1 : kScoreChunk, options_.context - next);
-    for (Lane& lane : lanes) ZEROC_RETURN_IF_ERROR(Feed(first_window, n_windows, next, n_new, lane));
+    for (Lane& lane : computed) ZEROC_RETURN_IF_ERROR(Feed(first_window, n_windows, next, n_new, lane));
     Score(first_window, n_windows, n_new, next + 1, lanes, scores);
     next += n_new;
     if (!on_scored(n_new * n_windows)) return Cancelled("scoring was stopped");
@@ -236,6 +283,7 @@ Result<std::vector<TextScore>> TextScorer::Run(const ScoredMethod& base, std::sp
   ZEROC_RETURN_IF_ERROR(Check(base));
   vocab_ = static_cast<std::size_t>(base.model->config().vocab_size);
   ZEROC_RETURN_IF_ERROR(ChooseWindows());
+  ZEROC_RETURN_IF_ERROR(OpenBaseLogits(base, !methods.empty()));
   const int n_windows = static_cast<int>(begins_.size());
 
   std::uint64_t window_bytes = CacheBytes(base, options_.context);
@@ -257,6 +305,7 @@ Result<std::vector<TextScore>> TextScorer::Run(const ScoredMethod& base, std::sp
   for (int first = 0; first < n_windows; first += batch) {
     ZEROC_RETURN_IF_ERROR(RunBatch(first, std::min(batch, n_windows - first), lanes, scores, on_scored));
   }
+  if (base_logits_ != nullptr && !base_logits_->complete()) ZEROC_RETURN_IF_ERROR(base_logits_->Finish());
 
   double bytes = 0;
   for (int w = 0; w < n_windows; ++w) {

@@ -39,6 +39,8 @@ struct ScoreOptions {
   std::uint64_t kv_bytes_max = std::uint64_t{4} << 30;  // memory for the windows' caches
   // First text token of every window, each with C - 1 tokens behind it; empty: the windows above.
   std::vector<std::int64_t> window_begins = {};
+  // A file with the base's logits (BaseLogits): read where it exists, else written. Empty: the base is computed.
+  std::string base_logits_file = {};
   ThreadPool* threads = nullptr;  // spreads the comparison of logits; may be the models' own pool. Not owned
 };
 
@@ -61,7 +63,8 @@ using ProgressFn = std::function<bool(double done)>;
 
 // Scores `base` and every method on the same windows in lockstep; the result's first entry is the base (kl = 0).
 // token_bytes[i]: bytes of text that token i stands for. kInvalidArgument when the text holds no full window, or the
-// context is beyond the model.
+// context is beyond the model; as BaseLogits::Open says for its file. The base's kv_bytes_per_token is 0 when its logits
+// come from a file.
 Result<std::vector<TextScore>> ScoreText(std::span<const std::int32_t> tokens,
                                          std::span<const std::int32_t> token_bytes, std::int32_t bos_id,
                                          const ScoredMethod& base, std::span<const ScoredMethod> methods,

@@ -51,6 +51,10 @@ class PerplexityCommand : public Command {
     app.add_option("--tokens-out", tokens_out_,
                    "also write one line per scored token: nats, and nats of KL divergence; for paired tests")
         ->option_text("FILE");
+    app.add_option("--kl-base", score_.base_logits_file,
+                   "keep the uncompressed model's logits here (4 bytes per scored token and vocabulary entry), or take "
+                   "them from here: several profiles on one text compute them once")
+        ->option_text("FILE");
     options_.AddProfile(app);
     options_.AddMethod(app);
     options_.AddThreads(app);
