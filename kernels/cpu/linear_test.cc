@@ -127,6 +127,36 @@ TEST(CpuLinear, SplitsGiveTheSameBits) {
   }
 }
 
+// A row beside others gets the bits that it gets beside any number of others: what a request is answered with must not
+// depend on who shares its batch. Within one kernel; the one for few rows adds in an order of its own.
+TEST(CpuLinear, ARowDoesNotDependOnItsCompany) {
+  constexpr std::int64_t kN = 300, kOut = 80;
+  for (const std::int64_t k : {64, 384, 1024}) {
+    Random random(static_cast<unsigned>(k));
+    const auto x = random.Bf16Normals(static_cast<std::size_t>(kN * k));
+    const auto w = random.Bf16Normals(static_cast<std::size_t>(kOut * k));
+    const auto bias = random.Normals(kOut);
+    const auto before = random.Normals(static_cast<std::size_t>(kN * kOut));
+    const auto product = [&](std::int64_t begin, std::int64_t rows, bool accumulate) {
+      std::vector<float> y(before.begin() + begin * kOut, before.begin() + (begin + rows) * kOut);
+      EXPECT_EQ(CpuOps().linear(
+                    {x.data() + begin * k, rows, k, w.data(), bias.data(), kOut, 0, kOut, y.data(), kOut, accumulate}),
+                KernelStatus::kOk);
+      return y;
+    };
+    for (const bool accumulate : {false, true}) {
+      const std::vector<float> whole = product(0, kN, accumulate);
+      for (const std::int64_t rows : {9, 12, 15, 16, 17, 24, 36, 48, 100, 257, 265}) {
+        for (const std::int64_t begin : {0, 1, 7, 35}) {
+          const std::vector<float> part = product(begin, rows, accumulate);
+          EXPECT_TRUE(std::equal(part.begin(), part.end(), whole.begin() + begin * kOut))
+              << rows << " rows from " << begin << ", k " << k;
+        }
+      }
+    }
+  }
+}
+
 TEST(CpuLinear, OneNanRowStaysInItsRow) {
   for (std::int64_t rows : {3, 20}) {
     Random random(8);

@@ -2,9 +2,9 @@
 // method and profile that is measured after it.
 //
 // A file belongs to one key, a hash over whatever the logits depend on (ScoreText makes it); with another key, another
-// size or cut short it is refused, never used. A new file appears under its name only when Finish says that every row is
-// there, so an interrupted run leaves nothing that a later one could take for whole. Rows are float32 [vocab_size] in
-// this machine's byte order. Rows may be written and read from several threads, each row by one.
+// size or cut short it is refused, never used. A new file appears under its name only when Finish says that every row
+// is there, so an interrupted run leaves nothing that a later one could take for whole. Rows are float32 [vocab_size]
+// in this machine's byte order. Rows may be written and read from several threads, each row by one.
 #pragma once
 
 #include <cstddef>

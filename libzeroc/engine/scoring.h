@@ -63,8 +63,8 @@ using ProgressFn = std::function<bool(double done)>;
 
 // Scores `base` and every method on the same windows in lockstep; the result's first entry is the base (kl = 0).
 // token_bytes[i]: bytes of text that token i stands for. kInvalidArgument when the text holds no full window, or the
-// context is beyond the model; as BaseLogits::Open says for its file. The base's kv_bytes_per_token is 0 when its logits
-// come from a file.
+// context is beyond the model; as BaseLogits::Open says for its file. The base's kv_bytes_per_token is 0 when its
+// logits come from a file.
 Result<std::vector<TextScore>> ScoreText(std::span<const std::int32_t> tokens,
                                          std::span<const std::int32_t> token_bytes, std::int32_t bos_id,
                                          const ScoredMethod& base, std::span<const ScoredMethod> methods,
