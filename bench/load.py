@@ -9,8 +9,8 @@ other; then so many closed-loop streams of mixed prompt lengths (the licences of
 tokens, up to 3,500) and 8 to 128 tokens of output, some of them left by their client at a random moment, before the
 first token too.
 
-Exit code 0 when every stream that was not left ended whole, memory is flat (each process, median of the last fifth of
-the time against the second fifth) and every block is back; 1 otherwise; 2 for bad usage.
+Exit code 0 when every stream that was not left ended whole, memory is flat (each process without its KV memory, median
+of the last fifth of the time against the second fifth) and every block is back; 1 otherwise; 2 for bad usage.
 """
 
 import argparse
@@ -36,6 +36,7 @@ IDLE_REQUESTS = 60
 STREAM_S = 120  # no stream may take longer
 SAMPLE_S = 2
 GROWTH_SHARE_MAX, GROWTH_BYTES_MAX = 0.05, 8 << 20
+KV_MIB = 256  # of each worker
 CHARS_PER_TOKEN = 4.4  # of the demo model on this prose
 
 
@@ -120,7 +121,14 @@ def cpu_seconds(pid):
 
 
 def rss_bytes(pid):
-    return int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Resident bytes, without the KV memory: that is taken once and touched as it is first used."""
+    size = total = 0
+    for line in pathlib.Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if line.startswith("Size:"):
+            size = int(line.split()[1]) << 10
+        elif line.startswith("Rss:") and size < KV_MIB << 20:
+            total += int(line.split()[1]) << 10
+    return total
 
 
 def totals(cluster):
@@ -222,7 +230,8 @@ def table(result):
     lines = [f"{result['streams']} streams for {result['seconds']:.0f} s: {result['whole']} whole, "
              f"{result['left_by_clients']} left by their clients, {len(result['errors'])} errors, "
              f"{result['loaded']['tokens'] / result['seconds']:.0f} tokens/s. {result['machine']['cpu']}, "
-             f"{result['machine']['cores']} cores, the client on them too.", "",
+             f"{result['machine']['cores']} cores, the client on them too; load average "
+             f"{result['machine']['loadavg_before']} before and {result['machine']['loadavg']} at the end.", "",
              "| | one stream at a time | under load |", "|---|---|---|"]
     for key, what in (("router_cpu_us_per_token", "router, CPU microseconds per token"),
                       ("ttft_mean_ms", "TTFT at the router, mean, ms"),
@@ -232,7 +241,7 @@ def table(result):
     lines += ["", "| seconds | p50 | p95 | p99 | max |", "|---|---|---|---|---|"]
     for key, what in (("client_ttft_s", "TTFT at the client"), ("jct_s", "JCT")):
         lines.append(f"| {what} | " + " | ".join(f"{v:.3f}" for v in result[key].values()) + " |")
-    lines += ["", "| memory, MiB | second fifth | grown by the last fifth | largest |", "|---|---|---|---|"]
+    lines += ["", "| memory without KV, MiB | second fifth | grown by the last fifth | largest |", "|---|---|---|---|"]
     for name, m in result["memory"].items():
         lines.append(f"| {name} | {m['early_mib']:.1f} | {m['grown_mib']:+.1f} | {m['max_mib']:.1f} |")
     return "\n".join(lines) + "\n"
@@ -250,15 +259,18 @@ def main():
     if not (arguments.seconds >= 10 and arguments.streams >= 1 and 0 <= arguments.cancel < 1):
         parser.error("--seconds is at least 10, --streams at least 1, --cancel in [0, 1)")
 
-    workers = ["--kv-memory-mib", 256]
-    with Cluster(decode_args=workers, prefill_args=workers) as cluster:
+    busy = pathlib.Path("/proc/loadavg").read_text().split()[0]
+    workers = ["--kv-memory-mib", KV_MIB]
+    # Room for every stream's prompt, and for those of streams that were left a moment ago.
+    queue = ["--queue-max", 2 * arguments.streams]
+    with Cluster(decode_args=workers, prefill_args=[*workers, *queue]) as cluster:
         cluster.wait_ready()
         result = asyncio.run(measure(cluster, arguments))
         result["held"] = settled(cluster)
         failed = result["errors"] or result["held"] or not all(m["flat"] for m in result["memory"].values())
         if failed:
             cluster.print_logs()
-    result["machine"] = machine()
+    result["machine"] = {**machine(), "loadavg_before": busy}
     result["command"] = shlex.join(["bench/load.py", *sys.argv[1:]])
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
