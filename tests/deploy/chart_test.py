@@ -193,6 +193,22 @@ class ComposeTest(unittest.TestCase):
             n += 1
         self.assertEqual(n, 5)
 
+    def test_images_have_the_libraries_of_the_programs(self):
+        dockerfile = (ROOT / "deploy/docker/Dockerfile").read_text()
+        listed = set(re.findall(r"lib[a-z0-9.+-]+", dockerfile.split("AS base")[1].split("rm -rf")[0]))
+        listed |= {"libc6", "libgcc-s1", "libstdc++6"}  # in every Debian
+        names = {}  # library -> what its file may be called; those of /usr/lib are known by their old names in /lib too
+        for program in ("zeroc", "zeroc-router", "zeroc-prefill", "zeroc-decode"):
+            where = dict(re.findall(r"(\S+) => (\S+)", run("ldd", BIN_DIR / program).stdout))
+            for library in re.findall(r"NEEDED.*\[(lib.+)\]", run("readelf", "-d", BIN_DIR / program).stdout):
+                path = pathlib.Path(where[library])
+                names[library] = {str(path), str(path.resolve()), str(path.resolve()).removeprefix("/usr")}
+        self.assertGreater(len(names), 10)
+        owners = [line.split(": ") for line in run("dpkg", "-S", *set().union(*names.values())).stdout.splitlines()]
+        for library, files in names.items():
+            packages = {package.split(":")[0] for package, file in owners if file in files}
+            self.assertTrue(packages & listed, f"{library} of {packages or 'no package'} is not in the Dockerfile")
+
     def test_prometheus_looks_for_names_that_there_are(self):
         names = set(self.compose["services"])
         for service in self.compose["services"].values():
