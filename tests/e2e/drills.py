@@ -12,7 +12,8 @@ import texts
 from cluster import REQUEST_S, SETTLE_S, TIME_SCALE, Cluster, ClusterTest, Stream, wait_until
 
 FAULTS_LIBRARY = pathlib.Path(os.environ.get("ZEROC_WIRE_FAULTS_LIBRARY", "no such file"))
-HEARTBEATS = ["--heartbeat-ms", 100, "--heartbeat-expiry-ms", int(1500 * TIME_SCALE)]
+# Fast, but long enough that a worker on a busy machine is not taken for a dead one.
+HEARTBEATS = ["--heartbeat-ms", 100, "--heartbeat-expiry-ms", int(3000 * TIME_SCALE)]
 # What a request may end with when a worker was lost and nobody could take over.
 LOST = {502, 503, 504}
 
