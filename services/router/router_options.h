@@ -28,7 +28,7 @@ struct RouterOptions {
   std::int64_t queue_max = 128;
   std::int64_t queue_timeout_ms = 30'000;
   bool adaptive_profiles = true;
-  std::int64_t local_prefill_tokens = 0;
+  std::int64_t local_prefill_tokens = 128;
   std::int64_t local_prefill_queue_ms = 1'000;
   double audit_share = 0.01;
   std::int64_t audit_window_tokens = 20'000;
