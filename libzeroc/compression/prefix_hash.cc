@@ -30,6 +30,8 @@ std::uint64_t PrefixHashNext(std::uint64_t parent, std::span<const std::int32_t>
   return XXH3_64bits(bytes, sizeof bytes);
 }
 
+std::uint64_t PromptHash(std::span<const std::int32_t> ids) { return XXH3_64bits(ids.data(), ids.size_bytes()); }
+
 std::vector<std::uint64_t> PrefixHashes(std::uint64_t root, std::span<const std::int32_t> ids) {
   std::vector<std::uint64_t> hashes;
   hashes.reserve(ids.size() / kPrefixHashTokens);

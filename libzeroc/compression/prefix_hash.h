@@ -20,6 +20,9 @@ std::uint64_t PrefixHashRoot(std::string_view model_fingerprint, std::string_vie
 // XXH3-64 of the parent (u64, little-endian) and 64 ids (i32, little-endian).
 std::uint64_t PrefixHashNext(std::uint64_t parent, std::span<const std::int32_t> ids);
 
+// XXH3-64 of all ids (i32, little-endian): whether two sides speak of the same prompt.
+std::uint64_t PromptHash(std::span<const std::int32_t> ids);
+
 // [i]: of the first 64 (i + 1) tokens; one for every whole block of ids.
 std::vector<std::uint64_t> PrefixHashes(std::uint64_t root, std::span<const std::int32_t> ids);
 

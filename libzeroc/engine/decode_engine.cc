@@ -26,6 +26,7 @@ struct DecodeEngine::Sequence {
   int n_prompt_tokens = 0;
   int max_tokens = 0;
   int priority = 0;
+  std::vector<std::int32_t> prompt;  // for the prefix cache; empty: not cached
 
   // From Admit on.
   std::unique_ptr<Sampler> sampler;
@@ -59,8 +60,8 @@ bool EndsRequest(const SamplingParams& sampling, std::span<const int> eos_ids, c
   return n_generated >= sampling.max_tokens;
 }
 
-DecodeEngine::DecodeEngine(Transformer& model, BlockPool& pool, const Options& options)
-    : model_(model), pool_(pool), options_(options) {
+DecodeEngine::DecodeEngine(Transformer& model, BlockPool& pool, const Options& options, PrefixCache* cache)
+    : model_(model), pool_(pool), options_(options), cache_(cache) {
   ZEROC_CHECK(options.batch_max >= 1 && options.headroom_tokens >= 1, options.batch_max, options.headroom_tokens);
 }
 
@@ -75,7 +76,7 @@ const DecodeEngine::Sequence* DecodeEngine::Find(SequenceId id) const {
 }
 
 Result<SequenceId> DecodeEngine::Reserve(std::shared_ptr<const KvFormat> format, int n_prompt_tokens, int max_tokens,
-                                         int priority) {
+                                         int priority, std::vector<std::int32_t> prompt) {
   const std::int64_t max_positions = model_.config().max_positions;
   if (n_prompt_tokens < 1 || max_tokens < 1 || std::int64_t{n_prompt_tokens} + max_tokens > max_positions) {
     return InvalidArgument("a prompt of " + std::to_string(n_prompt_tokens) + " and an output of " +
@@ -86,6 +87,9 @@ Result<SequenceId> DecodeEngine::Reserve(std::shared_ptr<const KvFormat> format,
     if (sequences_.at(id)->priority >= priority) {
       return ResourceExhausted(std::to_string(preempted_.size()) + " preempted sequences wait for blocks");
     }
+  }
+  if (!prompt.empty() && prompt.size() != static_cast<std::size_t>(n_prompt_tokens)) {
+    return InvalidArgument(std::to_string(prompt.size()) + " ids of a prompt of " + std::to_string(n_prompt_tokens));
   }
   auto sequence = std::make_unique<Sequence>();
   sequence->format = std::move(format);
@@ -98,8 +102,11 @@ Result<SequenceId> DecodeEngine::Reserve(std::shared_ptr<const KvFormat> format,
                              std::to_string(max_tokens) + " tokens take " + std::to_string(bytes) +
                              " KV bytes, more than this worker's " + std::to_string(pool_.usage().bytes_total));
   }
-  ZEROC_ASSIGN_OR_RETURN(sequence->kv,
-                         SequenceKv::Create(pool_, sequence->format, RoomFor(*sequence, n_prompt_tokens), 1));
+  if (cache_ != nullptr) sequence->prompt = std::move(prompt);
+  const int room = RoomFor(*sequence, n_prompt_tokens);
+  ZEROC_ASSIGN_OR_RETURN(sequence->kv, sequence->prompt.empty()
+                                           ? SequenceKv::Create(pool_, sequence->format, room, 1)
+                                           : cache_->CreateSharing(sequence->format, sequence->prompt, room, 1));
   const SequenceId id{next_id_++};
   sequences_[id] = std::move(sequence);
   return id;
@@ -114,6 +121,7 @@ Result<SequenceKv*> DecodeEngine::PrepareLocalPrefill(SequenceId id, int step_to
   Sequence* sequence = Find(id);
   if (sequence == nullptr) return NotFound("no " + Name(id));
   if (sequence->listener != nullptr) return FailedPrecondition("the sequence was admitted before");
+  ZEROC_RETURN_IF_ERROR(sequence->kv->Unshare());  // all of it will be written
   ZEROC_RETURN_IF_ERROR(sequence->kv->Resize(sequence->kv->max_tokens(), step_tokens_max));
   return sequence->kv.get();
 }
@@ -139,6 +147,9 @@ Status DecodeEngine::Admit(SequenceId id, DecodeStart start) {
                            std::to_string(sequence.max_tokens) + " tokens, admitted with " +
                            std::to_string(start.n_prompt_tokens) + " + " + std::to_string(start.sampling.max_tokens));
   }
+  if (!start.prompt.empty() && !sequence.prompt.empty() && start.prompt != sequence.prompt) {
+    return InvalidArgument("admitted with another prompt than the one that was reserved for");
+  }
   if (start.first_token.id < 0 || start.first_token.id >= model_.config().vocab_size) {
     return InvalidArgument("first token " + std::to_string(start.first_token.id) + " is not in the vocabulary");
   }
@@ -146,6 +157,7 @@ Status DecodeEngine::Admit(SequenceId id, DecodeStart start) {
   ZEROC_CHECK(sequence.kv->n_tokens() == start.n_prompt_tokens, sequence.kv->n_tokens(), start.n_prompt_tokens);
   const Status shrunk = sequence.kv->Resize(sequence.kv->max_tokens(), 1);  // only gives back
   ZEROC_CHECK(shrunk.ok(), shrunk.ToString());
+  KeepPrompt(sequence);
   sequence.sampler = std::make_unique<Sampler>(start.sampling, start.prompt, start.n_streamed);
   sequence.sampler->Accept(start.first_token.id);
   sequence.sampling = std::move(start.sampling);
@@ -169,8 +181,19 @@ void DecodeEngine::Release(SequenceId id) {
   if (sequence == nullptr) return;
   std::erase(running_, id);
   std::erase(preempted_, id);
+  if (sequence->sampler != nullptr) KeepPrompt(*sequence);
   if (sequence->snapshot.has_value()) swapped_bytes_ -= sequence->snapshot->bytes();
   sequences_.erase(id);
+}
+
+// Blocks with tokens of the answer are not kept: they were computed row by row, and prefill, which would compute them
+// in chunks, may round differently.
+void DecodeEngine::KeepPrompt(const Sequence& sequence) {
+  if (sequence.prompt.empty() || sequence.kv == nullptr) return;
+  const SequenceKv& kv = *sequence.kv;
+  cache_->KeepLasting(
+      kv, sequence.prompt,
+      std::min(sequence.n_prompt_tokens / kernels::kBlockTokens, kv.format().LastingBlocksAt(kv.n_tokens())));
 }
 
 int DecodeEngine::n_running() const { return static_cast<int>(running_.size()); }

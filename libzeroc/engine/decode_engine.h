@@ -25,6 +25,7 @@
 
 #include "libzeroc/base/status.h"
 #include "libzeroc/engine/sampler.h"
+#include "libzeroc/kv/prefix_cache.h"
 #include "libzeroc/kv/sequence_kv.h"
 #include "libzeroc/model/transformer.h"
 
@@ -62,13 +63,15 @@ class DecodeEngine {
     std::uint64_t swap_bytes = 0;  // ordinary memory for preempted sequences
   };
 
-  DecodeEngine(Transformer& model, BlockPool& pool, const Options& options);
+  // cache: where prompts find blocks and leave theirs; of the same pool; outlives the engine. Null: none.
+  DecodeEngine(Transformer& model, BlockPool& pool, const Options& options, PrefixCache* cache = nullptr);
   ~DecodeEngine();
 
   // Takes the blocks of the prompt, which stay where they are until Admit, and of headroom_tokens.
   // kResourceExhausted: not now, or never when prompt and output exceed the pool. kInvalidArgument: beyond the model.
+  // prompt: its tokens, for the prefix cache: the wire need not write kv(id)->n_shared_blocks(). Empty: not cached.
   Result<SequenceId> Reserve(std::shared_ptr<const KvFormat> format, int n_prompt_tokens, int max_tokens,
-                             int priority = 0);
+                             int priority = 0, std::vector<std::int32_t> prompt = {});
 
   // Null for an unknown id, and without blocks. Where the wire writes: kv(id)->BlocksAt(layer, n_prompt_tokens).
   const SequenceKv* kv(SequenceId id) const;
@@ -113,10 +116,12 @@ class DecodeEngine {
   std::vector<SequenceId> NextBatch();
   void RunBatch(const std::vector<SequenceId>& batch);
   void Deliver(SequenceId id, const SampledToken& token);
+  void KeepPrompt(const Sequence& sequence);
 
   Transformer& model_;
   BlockPool& pool_;
   Options options_;
+  PrefixCache* const cache_;
   std::uint64_t next_id_ = 1;
   std::map<SequenceId, std::unique_ptr<Sequence>> sequences_;
   std::vector<SequenceId> running_;    // admitted, with blocks

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -146,9 +147,11 @@ class EnginesTest : public ::testing::Test {
     ASSERT_TRUE(status.ok()) << status.ToString();
   }
 
-  // What the wire does, by memcpy.
-  void CopyPrompt(const SequenceKv& from, const SequenceKv& to, int n_tokens) {
+  // What the wire does, by memcpy, to the blocks that `wants` (null: to all).
+  void CopyPrompt(const SequenceKv& from, const SequenceKv& to, int n_tokens,
+                  const std::function<bool(BlockRef)>& wants = nullptr) {
     const auto copy = [&](BlockRef a, BlockRef b, std::int32_t bytes) {
+      if (wants != nullptr && !wants(b)) return;
       std::memcpy(to.pool().Data(b), from.pool().Data(a), static_cast<std::size_t>(bytes));
     };
     const KvFormat& format = from.format();

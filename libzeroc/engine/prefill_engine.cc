@@ -19,6 +19,9 @@ struct PrefillEngine::Job {
   bool waited = false;   // for blocks, once at least
   int n_overtakes = 0;   // jobs that started since
 
+  int n_shared_tokens = 0;  // an earlier prompt began with these: others may as well
+  int n_kept_tokens = 0;    // of the last state in the prefix cache
+
   int n_tokens() const { return static_cast<int>(request.tokens.size()); }
   int n_left() const { return n_tokens() - (kv == nullptr ? 0 : kv->n_tokens()) - n_planned; }
 };
@@ -36,24 +39,24 @@ constexpr Slot kPattern[] = {Slot::kFirst, Slot::kShortest, Slot::kFirst, Slot::
 // Turns the forward pass's "layer written" into the job's "blocks ready".
 class LayerForwarder {
  public:
-  // The chunk is the prompt's tokens [kv.n_tokens(), end); chunks begin at a block's first token.
-  LayerForwarder(const SequenceKv& kv, PrefillListener& listener, int end, int n_prompt)
+  // The chunk is the prompt's tokens [first, end); chunks begin at a block's first token.
+  LayerForwarder(const SequenceKv& kv, PrefillListener& listener, int first, int end, int n_prompt)
       : kv_(kv), listener_(listener) {
     const KvFormat& format = kv.format();
     const int n_tiers = static_cast<int>(format.tiers.size());
     for (int tier = n_tiers - 1; tier >= 0; --tier) {
       // Of the blocks that enter the tier in this step, those that are still in it when the prompt is done.
       const int older = tier + 1 < n_tiers ? format.BlocksAt(tier + 1, n_prompt) : 0;
-      const int begin = std::max(format.BlocksAt(tier, kv.n_tokens()), older);
+      const int begin = std::max(format.BlocksAt(tier, first), older);
       const int packed_end = std::min(format.BlocksAt(tier, end), format.BlocksAt(tier, n_prompt));
       if (begin < packed_end) packed_.push_back({begin, packed_end});
     }
-    sink_ = n_tiers > 0 && format.sink_tokens > 0 && format.PackedBlocksAt(kv.n_tokens()) == 0 &&
-            format.PackedBlocksAt(end) > 0;
+    sink_ =
+        n_tiers > 0 && format.sink_tokens > 0 && format.PackedBlocksAt(first) == 0 && format.PackedBlocksAt(end) > 0;
     const int tail = format.PackedBlocksAt(n_prompt);  // the blocks from here on stay exact
     const int full = end / kernels::kBlockTokens;
     const int written = end < n_prompt ? full : (end + kernels::kBlockTokens - 1) / kernels::kBlockTokens;
-    exact_begin_ = std::max(kv.n_tokens() / kernels::kBlockTokens - tail, 0);
+    exact_begin_ = std::max(first / kernels::kBlockTokens - tail, 0);
     exact_end_ = std::max(written - tail, exact_begin_);
   }
 
@@ -81,8 +84,8 @@ class StepForwarder : public ForwardObserver {
 
 }  // namespace
 
-PrefillEngine::PrefillEngine(Transformer& model, BlockPool& pool, const Options& options)
-    : model_(model), pool_(pool), options_(options) {
+PrefillEngine::PrefillEngine(Transformer& model, BlockPool& pool, const Options& options, PrefixCache* cache)
+    : model_(model), pool_(pool), options_(options), cache_(cache) {
   ZEROC_CHECK(options.chunk_tokens >= kernels::kBlockTokens && options.chunk_tokens % kernels::kBlockTokens == 0,
               options.chunk_tokens);
 }
@@ -153,22 +156,50 @@ void PrefillEngine::DropLate(std::int64_t now_ns) {
   }
 }
 
-PrefillEngine::StartResult PrefillEngine::Start(Job& job) {
-  job.kv = job.request.into;
-  Status status;
-  if (job.kv == nullptr) {
-    Result<std::unique_ptr<SequenceKv>> own =
-        SequenceKv::Create(pool_, job.request.format, job.n_tokens(), std::min(options_.chunk_tokens, job.n_tokens()));
-    status = own.status();
-    if (own.ok()) job.own = std::move(own).value();
-    job.kv = job.own.get();
+Status PrefillEngine::TakeBlocks(Job& job) {
+  if (job.request.into != nullptr) {
+    ZEROC_RETURN_IF_ERROR(job.request.into->Unshare());
+    job.kv = job.request.into;
+    return OkStatus();
   }
+  const int n_tokens = job.n_tokens(), step_tokens = std::min(options_.chunk_tokens, n_tokens);
+  PrefixCache::Found found;
+  // Only where a step of a prompt on its own ends: what follows is then computed in the same steps, cached or not.
+  ZEROC_ASSIGN_OR_RETURN(job.own, cache_ != nullptr
+                                      ? cache_->CreateResumed(job.request.format, job.request.tokens, n_tokens,
+                                                              step_tokens, options_.chunk_tokens, &found)
+                                      : SequenceKv::Create(pool_, job.request.format, n_tokens, step_tokens));
+  job.kv = job.own.get();
+  job.n_kept_tokens = job.kv->n_tokens();
+  job.n_shared_tokens = found.n_shared_tokens;
+  return OkStatus();
+}
+
+// At multiples of the chunk that the last step reached: the prompt's last one, the last one that an earlier prompt had
+// too, and some between (docs/prefix_cache.md).
+void PrefillEngine::KeepStates(Job& job, int step_begin) {
+  if (cache_ == nullptr) return;
+  const int grain = options_.chunk_tokens;
+  const int spacing = PrefixCache::StateSpacing(job.kv->format());
+  for (int n = (step_begin / grain + 1) * grain; n <= job.kv->n_tokens(); n += grain) {
+    const bool is_last = n + grain > job.n_tokens();
+    const bool parts_here = n <= job.n_shared_tokens && n + grain > job.n_shared_tokens;
+    if (!is_last && !parts_here && n - job.n_kept_tokens < spacing) continue;
+    if (cache_->KeepState(*job.kv, job.request.tokens, n)) job.n_kept_tokens = n;
+  }
+}
+
+PrefillEngine::StartResult PrefillEngine::Start(Job& job) {
+  const Status status = TakeBlocks(job);
   if (status.ok()) {
     for (const PrefillJobId id : waiting_) {
       Job& other = *jobs_.at(id);
       if (other.waited && other.kv == nullptr) ++other.n_overtakes;
     }
-    job.request.listener->OnStarted();
+    const int n_cached = job.kv->n_tokens();
+    job.request.listener->OnStarted(n_cached);
+    LayerForwarder forwarder(*job.kv, *job.request.listener, 0, n_cached, job.n_tokens());
+    for (int layer = 0; layer < job.kv->format().n_layers; ++layer) forwarder.OnLayerWritten(layer);
     return StartResult::kStarted;
   }
   const bool others_hold_blocks = pool_.usage().n_blocks_used > 0;
@@ -241,7 +272,7 @@ void PrefillEngine::RunStep(const std::vector<Chunk>& chunks) {
     const auto tokens = std::span<const std::int32_t>(job.request.tokens)
                             .subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(chunk.n_tokens));
     sequences.push_back({job.kv, tokens, is_last.back() ? 1 : 0});
-    forwarder.jobs.emplace_back(*job.kv, *job.request.listener, end, job.n_tokens());
+    forwarder.jobs.emplace_back(*job.kv, *job.request.listener, begin, end, job.n_tokens());
     last_step_tokens_ += chunk.n_tokens;
   }
   const auto vocab = static_cast<std::size_t>(model_.config().vocab_size);
@@ -255,6 +286,14 @@ void PrefillEngine::RunStep(const std::vector<Chunk>& chunks) {
     if (!is_last[i] || !status.ok()) continue;
     if (is_there) Finish(*found->second, logits.first(vocab));
     logits = logits.subspan(vocab);
+  }
+  if (!status.ok()) return;
+  // Last, because the first tokens need not wait for it.
+  for (const Chunk& chunk : chunks) {
+    const auto found = jobs_.find(chunk.id);
+    if (found == jobs_.end()) continue;
+    Job& job = *found->second;
+    KeepStates(job, job.kv->n_tokens() - chunk.n_tokens);
   }
 }
 

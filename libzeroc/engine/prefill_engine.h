@@ -21,6 +21,7 @@
 
 #include "libzeroc/base/status.h"
 #include "libzeroc/engine/sampler.h"
+#include "libzeroc/kv/prefix_cache.h"
 #include "libzeroc/kv/sequence_kv.h"
 #include "libzeroc/model/transformer.h"
 
@@ -42,7 +43,8 @@ struct ReadyBlocks {
 class PrefillListener {
  public:
   virtual ~PrefillListener() = default;
-  virtual void OnStarted() {}
+  // n_cached_tokens: the prompt's first tokens, whose blocks the prefix cache had; they are announced like the others.
+  virtual void OnStarted(int n_cached_tokens) { (void)n_cached_tokens; }
   // kv stays valid and unchanged in these blocks until Release(job).
   virtual void OnBlocksReady(const SequenceKv& kv, const ReadyBlocks& blocks) = 0;
   virtual void OnFirstToken(const SequenceKv& kv, const SampledToken& token) = 0;
@@ -70,7 +72,8 @@ class PrefillEngine {
     int queue_max = 64;      // jobs waiting
   };
 
-  PrefillEngine(Transformer& model, BlockPool& pool, const Options& options);
+  // cache: where prompts resume and leave their states; of the same pool; outlives the engine. Null: none.
+  PrefillEngine(Transformer& model, BlockPool& pool, const Options& options, PrefixCache* cache = nullptr);
   ~PrefillEngine();
 
   // kResourceExhausted when the queue is full, kInvalidArgument for a bad job. Blocks are taken when the job starts; a
@@ -99,6 +102,8 @@ class PrefillEngine {
     PrefillJobId id{};
     int n_tokens = 0;
   };
+  Status TakeBlocks(Job& job);
+  void KeepStates(Job& job, int step_begin);
   StartResult Start(Job& job);  // kFailed: the job has left the queue and its listener knows
   // The job that the next slot goes to, of those that can use it; null when there is none.
   Job* Next(int budget);
@@ -110,6 +115,7 @@ class PrefillEngine {
   Transformer& model_;
   BlockPool& pool_;
   Options options_;
+  PrefixCache* const cache_;
   std::uint64_t next_id_ = 1;
   std::map<PrefillJobId, std::unique_ptr<Job>> jobs_;
   std::vector<PrefillJobId> waiting_;  // not started or not finished, oldest first

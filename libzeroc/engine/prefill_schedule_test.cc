@@ -25,7 +25,7 @@ class PrefillScheduleTest : public EnginesTest {
     PrefillScheduleTest* test = nullptr;
     int idx = 0;
     PrefillJobId id{};
-    void OnStarted() override { test->started_.push_back(idx); }
+    void OnStarted(int) override { test->started_.push_back(idx); }
     void OnFirstToken(const SequenceKv& sequence, const SampledToken& sampled) override {
       PrefillLog::OnFirstToken(sequence, sampled);
       test->finished_.push_back(idx);

@@ -72,10 +72,11 @@ BlockTable BlockTable::Of(const SequenceKv& kv, int n_prompt_tokens, std::string
   for (int l = 0; l < format.n_layers; ++l) {
     Layer layer;
     layer.blocks = kv.BlocksAt(l, n_prompt_tokens);
-    if (format.sink_tokens == 0 || n_present > 0) layer.blocks.sink = BlockRef{};
+    const bool has_sink = format.sink_tokens > 0 && layer.blocks.sink.valid();
+    if (has_sink) layer.sink_bytes = static_cast<std::uint32_t>(format.sink.block_bytes);
+    if (!has_sink || n_present > 0) layer.blocks.sink = BlockRef{};
     std::vector<BlockRef>& lasting = format.packs ? layer.blocks.packed[0].refs : layer.blocks.exact;
     lasting.erase(lasting.begin(), lasting.begin() + n_present);
-    if (layer.blocks.sink.valid()) layer.sink_bytes = static_cast<std::uint32_t>(format.sink.block_bytes);
     layer.exact_bytes = static_cast<std::uint32_t>(format.exact.block_bytes);
     table.layers_.push_back(std::move(layer));
   }
@@ -86,11 +87,16 @@ BlockTable BlockTable::Of(const SequenceKv& kv, int n_prompt_tokens, std::string
 void BlockTable::Count() {
   n_blocks_ = 0;
   n_bytes_ = 0;
+  n_present_bytes_ = 0;
+  const auto n_present = static_cast<std::uint64_t>(n_present_);
   for (Layer& layer : layers_) {
     layer.first_block = n_blocks_;
     n_blocks_ += static_cast<std::uint32_t>(layer.blocks.n_packed() + layer.blocks.exact.size());
     for (const TierBlocks& tier : layer.blocks.packed) n_bytes_ += tier.refs.size() * std::uint64_t{tier.block_bytes};
     n_bytes_ += layer.blocks.exact.size() * std::uint64_t{layer.exact_bytes};
+    const std::uint64_t lasting_bytes =
+        layer.blocks.packed.empty() ? layer.exact_bytes : layer.blocks.packed[0].block_bytes;
+    if (n_present > 0) n_present_bytes_ += n_present * lasting_bytes + layer.sink_bytes;
     if (layer.blocks.sink.valid()) {
       ++n_blocks_;
       n_bytes_ += layer.sink_bytes;
@@ -106,6 +112,7 @@ std::string BlockTable::Serialise() const {
   out.Text(identity_.plan_id);
   out.Text(identity_.profile);
   out.Int(identity_.layout_hash);
+  out.Int(prompt_hash_);
   out.Int(static_cast<std::uint32_t>(n_prompt_tokens_));
   out.Int(static_cast<std::uint32_t>(n_present_));
   out.Int(static_cast<std::uint16_t>(layers_.size()));
@@ -137,6 +144,7 @@ Result<BlockTable> BlockTable::Parse(std::span<const std::byte> bytes) {
   table.identity_.plan_id = in.Text(kNameBytesMax);
   table.identity_.profile = in.Text(kNameBytesMax);
   table.identity_.layout_hash = in.Int<std::uint64_t>();
+  table.prompt_hash_ = in.Int<std::uint64_t>();
   const auto n_prompt_tokens = in.Int<std::uint32_t>();
   const auto n_present = in.Int<std::uint32_t>();
   const auto n_layers = in.Int<std::uint16_t>();

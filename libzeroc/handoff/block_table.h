@@ -65,6 +65,12 @@ class BlockTable {
   int n_present() const { return n_present_; }  // blocks of every layer
   int n_present_tokens() const { return n_present_ * kernels::kBlockTokens; }
 
+  std::uint64_t n_present_bytes() const { return n_present_bytes_; }  // of all layers, their sinks included
+
+  // PromptHash of the tokens that decode keeps the blocks under; 0: it keeps none. Prefill compares its own.
+  std::uint64_t prompt_hash() const { return prompt_hash_; }
+  void set_prompt_hash(std::uint64_t hash) { prompt_hash_ = hash; }
+
   // Of what is listed, and so written.
   std::uint32_t n_blocks() const { return n_blocks_; }
   std::uint64_t n_bytes() const { return n_bytes_; }
@@ -88,6 +94,8 @@ class BlockTable {
   std::vector<Layer> layers_;
   std::uint32_t n_blocks_ = 0;
   std::uint64_t n_bytes_ = 0;
+  std::uint64_t n_present_bytes_ = 0;
+  std::uint64_t prompt_hash_ = 0;
 };
 
 }  // namespace zeroc

@@ -64,12 +64,15 @@ TEST(BlockTableTest, PresentBlocksAreNotListed) {
     const KvFormat& format = side.kv->format();
     const BlockTable all = BlockTable::Of(*side.kv, 650, kModel, kPlan);
     for (const int n_present : {1, 2, std::min(format.LastingBlocksAt(650), 10)}) {
-      const BlockTable table = BlockTable::Of(*side.kv, 650, kModel, kPlan, n_present);
+      BlockTable table = BlockTable::Of(*side.kv, 650, kModel, kPlan, n_present);
+      table.set_prompt_hash(0x123456789abcdef0);
       EXPECT_EQ(table.n_present_tokens(), 64 * n_present);
       const std::string bytes = table.Serialise();
       const auto parsed = BlockTable::Parse(AsBytes(bytes));
       ASSERT_TRUE(parsed.ok()) << parsed.status().ToString();
       EXPECT_EQ(parsed->Extents(), table.Extents());
+      EXPECT_EQ(parsed->prompt_hash(), table.prompt_hash());
+      EXPECT_EQ(parsed->n_present_bytes(), table.n_present_bytes());
       EXPECT_TRUE(parsed->CheckSameShape(table).ok());
       EXPECT_NE(table.CheckSameShape(all).message().find("present"), std::string_view::npos);
       // What is missing are the first blocks of every layer, and the sinks.
@@ -84,9 +87,10 @@ TEST(BlockTableTest, PresentBlocksAreNotListed) {
                    static_cast<std::uint64_t>(format.packs ? from.packed[0].block_bytes : format.exact.block_bytes);
         if (from.sink.valid() && format.sink_tokens > 0) missing += static_cast<std::uint64_t>(format.sink.block_bytes);
       }
+      EXPECT_EQ(table.n_present_bytes(), missing);
       EXPECT_EQ(table.n_bytes() + missing, all.n_bytes());
       std::string damaged = bytes;
-      const std::size_t at = 4 + 2 + 3 * 2 + std::size(kModel) - 1 + std::size(kPlan) - 1 + 4 + 8 + 4;
+      const std::size_t at = 4 + 2 + 3 * 2 + std::size(kModel) - 1 + std::size(kPlan) - 1 + 4 + 8 + 8 + 4;
       damaged[at] = static_cast<char>(n_present + 1);
       EXPECT_EQ(BlockTable::Parse(AsBytes(damaged)).status().code(), StatusCode::kInvalidArgument);
       damaged[at] = 11;  // as many as the prompt has

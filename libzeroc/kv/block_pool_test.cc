@@ -63,6 +63,32 @@ TEST(BlockPoolDeathTest, DoubleReleaseIsABug) {
   EXPECT_DEATH(pool->Release({refs[1].unit + 1}), "check failed");
 }
 
+TEST(BlockPoolDeathTest, UsersAndKeepsAreCountedApart) {
+  const Arena arena(4096);
+  auto pool = BlockPool::Create(arena.span(), 1024).value();
+  std::vector<BlockRef> refs;
+  ASSERT_TRUE(pool->Allocate(256, 2, &refs).ok());
+  pool->AddUser(refs[0]);
+  pool->Keep(refs[0]);
+  EXPECT_EQ(pool->n_users(refs[0]), 2u);
+  EXPECT_EQ(pool->usage().n_blocks_used, 2u);
+  EXPECT_EQ(pool->usage().n_blocks_kept, 0u) << "in use: not only kept";
+  pool->Release(refs[0]);
+  pool->Release(refs[0]);
+  EXPECT_EQ(pool->usage().n_blocks_used, 1u);
+  EXPECT_EQ(pool->usage().bytes_kept, 256u);
+  EXPECT_DEATH(pool->Release(refs[0]), "check failed");
+  EXPECT_DEATH(pool->Drop(refs[1]), "check failed");
+  pool->AddUser(refs[0]);
+  EXPECT_EQ(pool->usage().bytes_kept, 0u);
+  pool->Drop(refs[0]);
+  EXPECT_EQ(pool->usage().n_blocks_used, 2u);
+  pool->Release(refs[0]);
+  pool->Release(refs[1]);
+  EXPECT_EQ(pool->usage().bytes_reclaimable, 4096u);
+  EXPECT_DEATH(pool->Keep(refs[0]), "check failed");
+}
+
 // Random allocations of many sizes: blocks never overlap, accounting is exact, everything comes back.
 TEST(BlockPoolTest, RandomUseKeepsBlocksApart) {
   for (unsigned seed = 1; seed <= 20; ++seed) {

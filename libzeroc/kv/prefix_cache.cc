@@ -235,7 +235,7 @@ void PrefixCache::KeepLasting(const SequenceKv& kv, std::span<const std::int32_t
   EnforceShare();
 }
 
-bool PrefixCache::CopyState(const SequenceKv& kv, Entry* entry) {
+bool PrefixCache::CopyState(const SequenceKv& kv, int n_tokens, Entry* entry) {
   const KvFormat& format = kv.format();
   // Copies of `from`, kept, appended to *to.
   const auto copy = [&](const std::vector<BlockRef>& from, std::size_t block_bytes, std::vector<BlockRef>* to) {
@@ -252,7 +252,7 @@ bool PrefixCache::CopyState(const SequenceKv& kv, Entry* entry) {
     return true;
   };
   for (int l = 0; l < format.n_layers; ++l) {
-    const LayerBlocks from = kv.BlocksAt(l, kv.n_tokens());
+    const LayerBlocks from = kv.BlocksAt(l, n_tokens);
     LayerBlocks& to = entry->layers.emplace_back();
     to.packed.resize(from.packed.size());
     for (std::size_t tier = 1; tier < from.packed.size(); ++tier) {
@@ -268,12 +268,11 @@ bool PrefixCache::CopyState(const SequenceKv& kv, Entry* entry) {
   return true;
 }
 
-bool PrefixCache::KeepState(const SequenceKv& kv, std::span<const std::int32_t> tokens) {
+bool PrefixCache::KeepState(const SequenceKv& kv, std::span<const std::int32_t> tokens, int n_tokens) {
   const KvFormat& format = kv.format();
-  const int n_tokens = kv.n_tokens();
-  ZEROC_CHECK(!kv.in_step() && n_tokens > 0 && n_tokens % kBlockTokens == 0 &&
-                  static_cast<std::size_t>(n_tokens) <= tokens.size(),
-              n_tokens, tokens.size());
+  ZEROC_CHECK(
+      kv.HoldsStateAt(n_tokens) && n_tokens % kBlockTokens == 0 && static_cast<std::size_t>(n_tokens) <= tokens.size(),
+      n_tokens, kv.n_tokens(), tokens.size());
   const int n_lasting = format.LastingBlocksAt(n_tokens);
   if (NeedsNoState(format, n_tokens)) {
     KeepLasting(kv, tokens, n_lasting);
@@ -294,7 +293,7 @@ bool PrefixCache::KeepState(const SequenceKv& kv, std::span<const std::int32_t> 
   entry.hash = hashes.back();
   entry.n_tokens = n_tokens;
   const auto drop = [&] { ForEachRef({}, entry.layers, [this](BlockRef ref) { pool_.Drop(ref); }); };
-  const bool copied = CopyState(kv, &entry);
+  const bool copied = CopyState(kv, n_tokens, &entry);
   // Only now, because the copies may have cost entries.
   if (copied) lasting = EnsureLasting(kv, hashes, tokens, n_lasting);
   if (!copied || static_cast<int>(lasting.size()) < n_lasting) {
@@ -310,22 +309,32 @@ bool PrefixCache::KeepState(const SequenceKv& kv, std::span<const std::int32_t> 
   return true;
 }
 
-int PrefixCache::StateSpacing(const KvFormat& format) {
-  // Far behind the youngest tiers every state has the same blocks.
-  const int far =
-      (format.packs ? format.MinAge(static_cast<int>(format.tiers.size()) - 1) / kBlockTokens + 2 : 2) * kBlockTokens;
-  std::uint64_t state_bytes = 0, lasting_bytes = 0;
+std::uint64_t PrefixCache::LastingBytes(const KvFormat& format) {
+  std::uint64_t bytes = 0;
   for (std::size_t l = 0; l < static_cast<std::size_t>(format.n_layers); ++l) {
-    lasting_bytes += static_cast<std::uint64_t>(LastingLayout(format, l).block_bytes);
-    if (!format.packs) continue;
-    const auto n_exact = static_cast<std::uint64_t>(far / kBlockTokens - format.PackedBlocksAt(far));
-    state_bytes += n_exact * static_cast<std::uint64_t>(format.exact.block_bytes);
-    for (std::size_t tier = 0; tier + 1 < format.tiers.size(); ++tier) {
-      state_bytes += static_cast<std::uint64_t>(format.tiers[tier].n_blocks) *
-                     static_cast<std::uint64_t>(format.tiers[tier].layouts[l].block_bytes);
+    bytes += static_cast<std::uint64_t>(LastingLayout(format, l).block_bytes);
+  }
+  return bytes;
+}
+
+std::uint64_t PrefixCache::StateBytes(const KvFormat& format) {
+  if (!format.packs) return 0;
+  // Far behind the youngest tiers every state has the same blocks.
+  const int far = (format.MinAge(static_cast<int>(format.tiers.size()) - 1) / kBlockTokens + 2) * kBlockTokens;
+  const auto n_exact = static_cast<std::uint64_t>(far / kBlockTokens - format.PackedBlocksAt(far));
+  std::uint64_t bytes =
+      static_cast<std::uint64_t>(format.n_layers) * n_exact * static_cast<std::uint64_t>(format.exact.block_bytes);
+  for (std::size_t tier = 0; tier + 1 < format.tiers.size(); ++tier) {
+    for (const kernels::KvBlockLayout& layout : format.tiers[tier].layouts) {
+      bytes += static_cast<std::uint64_t>(format.tiers[tier].n_blocks) * static_cast<std::uint64_t>(layout.block_bytes);
     }
   }
-  const std::uint64_t n_blocks = (4 * state_bytes + lasting_bytes - 1) / lasting_bytes;
+  return bytes;
+}
+
+int PrefixCache::StateSpacing(const KvFormat& format) {
+  const std::uint64_t lasting = LastingBytes(format);
+  const std::uint64_t n_blocks = (4 * StateBytes(format) + lasting - 1) / lasting;
   return static_cast<int>(std::max<std::uint64_t>(n_blocks, 1)) * kBlockTokens;
 }
 

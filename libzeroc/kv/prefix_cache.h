@@ -66,9 +66,13 @@ class PrefixCache final : public BlockReclaimer {
   // was computed from, reach as far. Between steps.
   void KeepLasting(const SequenceKv& kv, std::span<const std::int32_t> tokens, int n_blocks);
 
-  // Keeps the state at kv.n_tokens(), a multiple of 64, and the lasting blocks below. False when there is no room for
-  // the copies.
-  bool KeepState(const SequenceKv& kv, std::span<const std::int32_t> tokens);
+  // Keeps the state at n_tokens, a multiple of 64 where kv holds it (SequenceKv::HoldsStateAt), and the lasting blocks
+  // below. False when there is no room for the copies.
+  bool KeepState(const SequenceKv& kv, std::span<const std::int32_t> tokens, int n_tokens);
+
+  // What the copies of one state take, far from the sequence's start, and what the lasting blocks of 64 tokens take.
+  static std::uint64_t StateBytes(const KvFormat& format);
+  static std::uint64_t LastingBytes(const KvFormat& format);
 
   // Tokens that should lie between the states of one prompt, so that their copies take at most a quarter of what the
   // lasting blocks take: 64 for a format that needs no copies.
@@ -119,7 +123,7 @@ class PrefixCache final : public BlockReclaimer {
   KvBeginning Beginning(const KvFormat& format, const Entries& lasting, const Entry* state, int n_tokens) const;
   Entries EnsureLasting(const SequenceKv& kv, std::span<const std::uint64_t> hashes,
                         std::span<const std::int32_t> tokens, int n_blocks);
-  bool CopyState(const SequenceKv& kv, Entry* entry);
+  bool CopyState(const SequenceKv& kv, int n_tokens, Entry* entry);
   void Touch(const Entry* state, const Entries& lasting);
   Lru::iterator Insert(Entry entry, Index& index);
   Lru::iterator Evict(Lru::iterator entry);  // returns the one behind it

@@ -2,140 +2,25 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <cstring>
-#include <deque>
-#include <random>
 #include <set>
 
 #include "libzeroc/compression/prefix_hash.h"
-#include "libzeroc/compression/profile.h"
+#include "libzeroc/kv/prefix_cache_testing.h"
 
 namespace zeroc {
 namespace {
 
-constexpr int kLayers = 2;
-constexpr int kHeadDim = 32;
-constexpr int kGrain = 128;
-using Tokens = std::vector<std::int32_t>;
-
-class Pool {
- public:
-  explicit Pool(std::size_t bytes, std::size_t slab_bytes = 16 << 10)
-      : data_(static_cast<std::byte*>(std::aligned_alloc(64, bytes))),
-        pool_(BlockPool::Create({data_, bytes}, slab_bytes).value()) {
-    std::memset(data_, 0x5a, bytes);
-  }
-  ~Pool() {
-    pool_.reset();
-    std::free(data_);
-  }
-  Pool(const Pool&) = delete;
-  Pool& operator=(const Pool&) = delete;
-  BlockPool& operator*() { return *pool_; }
-  BlockPool* operator->() { return pool_.get(); }
-
- private:
-  std::byte* data_;
-  std::unique_ptr<BlockPool> pool_;
-};
-
-// young: blocks of each younger tier, at 8 bits. bits 16: packs nothing.
-std::shared_ptr<const KvFormat> Format(int bits, int recent_tokens, int sink_tokens,
-                                       const std::vector<int>& young = {}) {
-  const ModelGeometry geometry{kLayers, 2, 1, kHeadDim, 64};
-  std::string name = "b";
-  name += std::to_string(bits) + "r" + std::to_string(recent_tokens);
-  Profile profile = UniformProfile(name, bits, kLayers, kHeadDim);
-  profile.recent_tokens = recent_tokens;
-  profile.sink_tokens = sink_tokens;
-  for (const int n_blocks : young) {
-    profile.young.push_back({n_blocks, UniformProfile("8", 8, kLayers, kHeadDim).layers});
-  }
-  return KvFormat::FromProfile(geometry, profile, /*exact_bits=*/16).value();
-}
-
-Tokens RandomTokens(std::mt19937& rng, int n) {
-  Tokens tokens;
-  for (int i = 0; i < n; ++i) tokens.push_back(static_cast<std::int32_t>(rng() % 1000));
-  return tokens;
-}
-
-// Stands in for the forward pass: every byte of a block is a function of the tokens up to it, of the layer and of the
-// tiers that the block went through.
-void RunStep(SequenceKv& kv, const Tokens& tokens, int n_new) {
-  const int begin = kv.n_tokens();
-  std::uint64_t hash = 14695981039346656037u;
-  for (int pos = 0; pos < begin; ++pos) hash = (hash ^ static_cast<std::uint64_t>(tokens[pos])) * 1099511628211u;
-  kv.BeginStep(n_new);
-  for (int pos = begin; pos < begin + n_new; ++pos) {
-    hash = (hash ^ static_cast<std::uint64_t>(tokens[pos])) * 1099511628211u;
-    for (int layer = 0; layer < kLayers; ++layer) {
-      std::uint8_t* block = kv.WriteBlocks(layer)[pos / 64 - begin / 64];
-      const int slot_bytes = kv.format().exact.block_bytes / 64;
-      if (pos % 64 == 0) std::memset(block, 0, static_cast<std::size_t>(kv.format().exact.block_bytes));
-      for (int i = 0; i < slot_bytes; ++i) {
-        block[pos % 64 * slot_bytes + i] =
-            static_cast<std::uint8_t>(hash >> (i % 7 * 8)) + static_cast<std::uint8_t>(layer);
-      }
-    }
-  }
-  for (int layer = 0; layer < kLayers; ++layer) {
-    for (int tier = 0; tier < static_cast<int>(kv.format().tiers.size()); ++tier) {
-      const int from_bytes = kv.SourceLayout(layer, tier).block_bytes;
-      const int to_bytes =
-          kv.format().tiers[static_cast<std::size_t>(tier)].layouts[static_cast<std::size_t>(layer)].block_bytes;
-      for (int b = kv.pack_begin(tier); b < kv.pack_end(tier); ++b) {
-        const std::uint8_t* from = kv.PackSource(layer, tier, b);
-        std::uint8_t* to = kv.PackedBlock(layer, tier, b);
-        for (int i = 0; i < to_bytes; ++i) to[i] = static_cast<std::uint8_t>(from[i * 3 % from_bytes] * 3 + tier);
-      }
-    }
-    if (!kv.format().tiers.empty() && kv.pack_begin(0) == 0 && kv.pack_end(0) > 0) kv.CopySink(layer);
-  }
-  kv.EndStep();
-}
-
-template <typename Fn>
-void ForEachPair(const LayerBlocks& a, const LayerBlocks& b, const KvFormat& format, Fn fn) {
-  ASSERT_EQ(a.packed.size(), b.packed.size());
-  for (std::size_t tier = 0; tier < a.packed.size(); ++tier) {
-    ASSERT_EQ(a.packed[tier].refs.size(), b.packed[tier].refs.size());
-    for (std::size_t i = 0; i < a.packed[tier].refs.size(); ++i) {
-      fn(a.packed[tier].refs[i], b.packed[tier].refs[i], static_cast<std::size_t>(a.packed[tier].block_bytes));
-    }
-  }
-  ASSERT_EQ(a.exact.size(), b.exact.size());
-  for (std::size_t i = 0; i < a.exact.size(); ++i) {
-    fn(a.exact[i], b.exact[i], static_cast<std::size_t>(format.exact.block_bytes));
-  }
-  ASSERT_EQ(a.sink.valid(), b.sink.valid());
-  if (a.sink.valid()) fn(a.sink, b.sink, static_cast<std::size_t>(format.sink.block_bytes));
-}
-
-void ExpectSameBytes(const SequenceKv& got, const SequenceKv& want) {
-  ASSERT_EQ(got.n_tokens(), want.n_tokens());
-  for (int layer = 0; layer < kLayers; ++layer) {
-    ForEachPair(got.BlocksAt(layer, got.n_tokens()), want.BlocksAt(layer, want.n_tokens()), got.format(),
-                [&](BlockRef a, BlockRef b, std::size_t bytes) {
-                  ASSERT_EQ(std::memcmp(got.pool().Data(a), want.pool().Data(b), bytes), 0)
-                      << "layer " << layer << " at " << got.n_tokens() << " of " << got.format().profile;
-                });
-  }
-}
-
-// Computes tokens from where the sequence is, in steps that end at multiples of kGrain, keeping what `keep` wants.
-void Compute(SequenceKv& kv, const Tokens& tokens, int end, PrefixCache* cache = nullptr) {
-  while (kv.n_tokens() < end) {
-    RunStep(kv, tokens, std::min(end, (kv.n_tokens() / kGrain + 1) * kGrain) - kv.n_tokens());
-    if (cache != nullptr && kv.n_tokens() % kGrain == 0) cache->KeepState(kv, tokens);
-  }
-}
-
-std::vector<std::shared_ptr<const KvFormat>> Formats() {
-  return {Format(16, 128, 0),        Format(4, 128, 16),    Format(4, 0, 0),
-          Format(2, 20, 16, {1, 2}), Format(2, 64, 0, {2}), Format(3, 0, 16, {1})};
-}
+using testing::Compute;
+using testing::ExpectSameBytes;
+using testing::ForEachPair;
+using testing::Format;
+using testing::Formats;
+using testing::kGrain;
+using testing::kLayers;
+using testing::Pool;
+using testing::RandomTokens;
+using testing::RunStep;
+using testing::Tokens;
 
 TEST(PrefixCacheTest, AResumedSequenceHasTheBytesOfAComputedOne) {
   for (const auto& format : Formats()) {
@@ -257,6 +142,61 @@ TEST(PrefixCacheTest, ReceivedPromptsShareTheirLastingBlocks) {
   }
 }
 
+// A step may pass the place where a state is wanted.
+TEST(PrefixCacheTest, KeepsStatesInsideTheLastStep) {
+  for (const auto& format : Formats()) {
+    SCOPED_TRACE(format->profile);
+    std::mt19937 rng(6);
+    Pool pool(4 << 20), plain_pool(4 << 20);
+    PrefixCache cache(*pool, "m", "p", {});
+    const Tokens tokens = RandomTokens(rng, 700);
+    const auto kv = SequenceKv::Create(*pool, format, 700, 300).value();
+    RunStep(*kv, tokens, 300);
+    RunStep(*kv, tokens, 300);
+    EXPECT_FALSE(kv->HoldsStateAt(256));
+    EXPECT_FALSE(kv->HoldsStateAt(640));
+    for (const int n : {512, 320, 576}) ASSERT_TRUE(cache.KeepState(*kv, tokens, n));
+    for (const int n_prompt : {321, 570, 577, 700}) {
+      const int n_cached = n_prompt > 576 ? 576 : n_prompt > 512 ? 512 : 320;
+      const auto plain = SequenceKv::Create(*plain_pool, format, 700, 128).value();
+      Compute(*plain, tokens, n_cached);
+      const auto prompt = std::span(tokens).first(static_cast<std::size_t>(n_prompt));
+      const auto resumed = cache.CreateResumed(format, prompt, 700, 128, 64).value();
+      // Without states any multiple of 64 will do.
+      const int n_found = PrefixCache::StateSpacing(*format) == 64 ? std::min((n_prompt - 1) / 64, 9) * 64 : n_cached;
+      ASSERT_EQ(resumed->n_tokens(), n_found);
+      Compute(*plain, tokens, n_found);
+      ASSERT_NO_FATAL_FAILURE(ExpectSameBytes(*resumed, *plain));
+      Compute(*resumed, tokens, 700);
+      Compute(*plain, tokens, 700);
+      ASSERT_NO_FATAL_FAILURE(ExpectSameBytes(*resumed, *plain));
+    }
+  }
+}
+
+// A lease may share blocks and then be computed after all.
+TEST(PrefixCacheTest, UnsharedBlocksMayBeComputedAnew) {
+  for (const auto& format : Formats()) {
+    SCOPED_TRACE(format->profile);
+    std::mt19937 rng(7);
+    Pool pool(4 << 20), plain_pool(4 << 20);
+    PrefixCache cache(*pool, "m", "p", {});
+    const Tokens tokens = RandomTokens(rng, 700);
+    Compute(*cache.CreateResumed(format, tokens, 700, kGrain, kGrain).value(), tokens, 700, &cache);
+    const auto kv = cache.CreateSharing(format, tokens, 700, kGrain).value();
+    const int n_shared = kv->n_shared_blocks();
+    ASSERT_GT(n_shared, 0);
+    ASSERT_TRUE(kv->Unshare().ok());
+    EXPECT_EQ(kv->n_shared_blocks(), 0);
+    EXPECT_EQ(pool->usage().bytes_used, SequenceKv::BytesNeeded(*format, 700, kGrain));
+    const auto plain = SequenceKv::Create(*plain_pool, format, 700, kGrain).value();
+    Compute(*kv, tokens, 700);
+    Compute(*plain, tokens, 700);
+    ASSERT_NO_FATAL_FAILURE(ExpectSameBytes(*kv, *plain));
+    EXPECT_EQ(cache.CreateSharing(format, tokens, 700, kGrain).value()->n_shared_blocks(), n_shared);
+  }
+}
+
 TEST(PrefixCacheTest, GivesUpTheLeastRecentlyUsedFromItsEnd) {
   const auto format = Format(16, 0, 0);  // one block size, no states
   const std::size_t block = static_cast<std::size_t>(format->exact.block_bytes);
@@ -273,7 +213,7 @@ TEST(PrefixCacheTest, GivesUpTheLeastRecentlyUsedFromItsEnd) {
   for (const Tokens& tokens : {a, b}) {
     const auto kv = cache.CreateResumed(format, tokens, 384, 384, 64).value();
     RunStep(*kv, tokens, 384);
-    cache.KeepState(*kv, tokens);
+    cache.KeepState(*kv, tokens, 384);
   }
   EXPECT_EQ(pool->usage().n_blocks_kept, 12u * kLayers);
   EXPECT_EQ(pool->usage().n_blocks_used, 0u);
@@ -326,7 +266,7 @@ TEST(PrefixCacheTest, CopiesOfStatesStaySmallBesideTheBlocks) {
     const auto kv = SequenceKv::Create(*pool, format, n_tokens, spacing).value();
     while (kv->n_tokens() < n_tokens) {
       RunStep(*kv, tokens, spacing);
-      ASSERT_TRUE(cache.KeepState(*kv, tokens));
+      ASSERT_TRUE(cache.KeepState(*kv, tokens, kv->n_tokens()));
     }
     const auto other = SequenceKv::Create(*lasting_pool, format, n_tokens, n_tokens).value();
     RunStep(*other, tokens, n_tokens);
@@ -334,155 +274,6 @@ TEST(PrefixCacheTest, CopiesOfStatesStaySmallBesideTheBlocks) {
     const double extra = static_cast<double>(cache.stats().bytes) / static_cast<double>(lasting.stats().bytes) - 1;
     EXPECT_LE(extra, 0.4) << format->profile << " spacing " << spacing;  // the first states stand on few lasting blocks
   }
-}
-
-// Random prompts of a few families on a pool that holds three of them: some computed, some received, several at a time.
-// All bytes that a query sees are those of a run without a cache; nothing leaks; nothing is refused for the cache.
-class Property {
- public:
-  Property(const std::shared_ptr<const KvFormat>& format, unsigned seed)
-      : rng_(seed),
-        format_(format),
-        pool_((3 * SequenceKv::BytesNeeded(*format, kMaxTokens, kGrain) + (1 << 18)) / kSlab * kSlab, kSlab),
-        plain_pool_(8 << 20),
-        cache_(std::make_unique<PrefixCache>(*pool_, "m", "p", PrefixCache::Options{})) {
-    for (Tokens& family : families_) family = RandomTokens(rng_, kMaxTokens);
-  }
-
-  void Run() {
-    for (int i = 0; i < 1500 && !::testing::Test::HasFatalFailure(); ++i) {
-      if (live_.size() < 4 && rng_() % 3 == 0) Start();
-      if (live_.empty()) continue;
-      const std::size_t at = rng_() % live_.size();
-      if (rng_() % 12 == 0 || Done(live_[at])) {
-        live_.erase(live_.begin() + static_cast<std::ptrdiff_t>(at));
-      } else {
-        Step(live_[at]);
-      }
-    }
-    EXPECT_GT(n_resumed_, 10);
-    EXPECT_GT(n_shared_, 10);
-    EXPECT_GT(cache_->stats().n_evicted, 10u);
-    if (live_.size() % 2 == 0) live_.clear();
-    cache_.reset();
-    live_.clear();
-    EXPECT_EQ(pool_->usage().n_blocks_used + pool_->usage().n_blocks_kept, 0u);
-    EXPECT_EQ(pool_->usage().bytes_reclaimable, pool_->usage().bytes_total);
-  }
-
- private:
-  static constexpr int kMaxTokens = 700;
-  static constexpr std::size_t kSlab = 16 << 10;
-  struct Live {
-    Tokens tokens;
-    int n_prompt = 0;
-    bool received = false;
-    std::unique_ptr<SequenceKv> kv, plain;
-  };
-
-  bool Done(const Live& live) const { return live.kv->n_tokens() == static_cast<int>(live.tokens.size()); }
-
-  void Start() {
-    Live live;
-    live.tokens = families_[rng_() % std::size(families_)];
-    const auto n_same = 1 + rng_() % kMaxTokens;
-    live.tokens.resize(n_same);
-    const auto n_more = rng_() % (kMaxTokens - n_same + 1);
-    for (const int id : RandomTokens(rng_, static_cast<int>(n_more))) live.tokens.push_back(id);
-    const int n = static_cast<int>(live.tokens.size());
-    live.received = rng_() % 2 == 0;
-    live.n_prompt = live.received ? 1 + static_cast<int>(rng_() % live.tokens.size()) : n;
-    const int step = live.received ? 1 : kGrain;
-    const auto prompt = std::span(live.tokens).first(static_cast<std::size_t>(live.n_prompt));
-    auto kv = live.received ? cache_->CreateSharing(format_, prompt, n, step)
-                            : cache_->CreateResumed(format_, prompt, n, step, kGrain);
-    if (!kv.ok()) {
-      ASSERT_EQ(kv.status().code(), StatusCode::kResourceExhausted);
-      const BlockPool::Usage usage = pool_->usage();
-      const bool fits = SequenceKv::BytesNeeded(*format_, n, step) <= usage.bytes_total - usage.bytes_used;
-      ASSERT_TRUE(!fits || usage.bytes_kept == 0) << "refused while blocks were only kept";
-      return;
-    }
-    live.kv = std::move(*kv);
-    live.plain = SequenceKv::Create(*plain_pool_, format_, n, kGrain).value();
-    Compute(*live.plain, live.tokens, live.received ? live.n_prompt : live.kv->n_tokens());
-    if (live.received) Receive(live);
-    n_resumed_ += live.kv->n_tokens() > 0 && !live.received ? 1 : 0;
-    n_shared_ += live.received && live.kv->n_shared_blocks() > 0 ? 1 : 0;
-    ASSERT_NO_FATAL_FAILURE(ExpectSameBytes(*live.kv, *live.plain));
-    live_.push_back(std::move(live));
-  }
-
-  void Receive(Live& live) {
-    for (int layer = 0; layer < kLayers; ++layer) {
-      ForEachPair(live.plain->BlocksAt(layer, live.n_prompt), live.kv->BlocksAt(layer, live.n_prompt), *format_,
-                  [&](BlockRef from, BlockRef to, std::size_t bytes) {
-                    if (pool_->n_users(to) > 1) return;  // shared with a running one: it must hold the bytes already
-                    bool shared = false;
-                    for (int b = 0; b < live.kv->n_shared_blocks(); ++b)
-                      shared |= live.kv->LastingBlock(layer, b) == to;
-                    shared |= live.kv->n_shared_blocks() > 0 && live.kv->SinkBlock(layer) == to;
-                    if (!shared) std::memcpy(pool_->Data(to), plain_pool_->Data(from), bytes);
-                  });
-    }
-    live.kv->AdoptPrompt(live.n_prompt);
-  }
-
-  void Step(Live& live) {
-    const int n = static_cast<int>(live.tokens.size());
-    const int end = live.received ? std::min(n, live.kv->n_tokens() + 1 + static_cast<int>(rng_() % 70))
-                                  : std::min(n, (live.kv->n_tokens() / kGrain + 1) * kGrain);
-    while (live.kv->n_tokens() < end) RunStep(*live.kv, live.tokens, live.received ? 1 : end - live.kv->n_tokens());
-    Compute(*live.plain, live.tokens, end);
-    ASSERT_NO_FATAL_FAILURE(ExpectSameBytes(*live.kv, *live.plain));
-    if (live.received) {
-      cache_->KeepLasting(*live.kv, live.tokens, std::min(live.n_prompt / 64, format_->LastingBlocksAt(end)));
-    } else if (end % kGrain == 0) {
-      cache_->KeepState(*live.kv, live.tokens);
-    }
-  }
-
-  std::mt19937 rng_;
-  std::shared_ptr<const KvFormat> format_;
-  Pool pool_, plain_pool_;
-  std::unique_ptr<PrefixCache> cache_;
-  Tokens families_[3];
-  std::deque<Live> live_;
-  int n_resumed_ = 0, n_shared_ = 0;
-};
-
-TEST(PrefixCacheTest, RandomUseOnASmallPoolChangesNoByte) {
-  for (const auto& format : Formats()) {
-    for (unsigned seed = 1; seed <= 3; ++seed) {
-      SCOPED_TRACE(format->profile + " seed " + std::to_string(seed));
-      ASSERT_NO_FATAL_FAILURE(Property(format, seed).Run());
-    }
-  }
-}
-
-TEST(BlockPoolHoldsTest, UsersAndKeepsAreCountedApart) {
-  Pool pool(4096, 1024);
-  std::vector<BlockRef> refs;
-  ASSERT_TRUE(pool->Allocate(256, 2, &refs).ok());
-  pool->AddUser(refs[0]);
-  pool->Keep(refs[0]);
-  EXPECT_EQ(pool->n_users(refs[0]), 2u);
-  EXPECT_EQ(pool->usage().n_blocks_used, 2u);
-  EXPECT_EQ(pool->usage().n_blocks_kept, 0u) << "in use: not only kept";
-  pool->Release(refs[0]);
-  pool->Release(refs[0]);
-  EXPECT_EQ(pool->usage().n_blocks_used, 1u);
-  EXPECT_EQ(pool->usage().bytes_kept, 256u);
-  EXPECT_DEATH(pool->Release(refs[0]), "check failed");
-  EXPECT_DEATH(pool->Drop(refs[1]), "check failed");
-  pool->AddUser(refs[0]);
-  EXPECT_EQ(pool->usage().bytes_kept, 0u);
-  pool->Drop(refs[0]);
-  EXPECT_EQ(pool->usage().n_blocks_used, 2u);
-  pool->Release(refs[0]);
-  pool->Release(refs[1]);
-  EXPECT_EQ(pool->usage().bytes_reclaimable, 4096u);
-  EXPECT_DEATH(pool->Keep(refs[0]), "check failed");
 }
 
 }  // namespace

@@ -186,6 +186,34 @@ void SequenceKv::CopyState(const KvBeginning& beginning) {
     if (format_->packs) copy(from.exact, to.exact, static_cast<std::size_t>(format_->exact.block_bytes));
   }
   SetSpans(n_tokens);
+  last_step_begin_ = n_tokens;
+}
+
+Status SequenceKv::Unshare() {
+  ZEROC_CHECK(n_tokens_ == 0 && !in_step(), n_tokens_);
+  const auto n = static_cast<std::size_t>(n_shared_);
+  const bool has_sinks = n_shared_ > 0 && layers_[0].sink.valid();
+  std::vector<BlockRef> fresh;  // of every layer: the blocks, then the sink
+  Status status;
+  for (std::size_t l = 0; l < layers_.size() && status.ok(); ++l) {
+    status = pool_.Allocate(BlockBytes(format_->packs ? format_->tiers.back().layouts[l] : format_->exact), n, &fresh);
+    if (has_sinks && status.ok()) status = pool_.Allocate(BlockBytes(format_->sink), 1, &fresh);
+  }
+  if (!status.ok()) {
+    for (const BlockRef ref : fresh) pool_.Release(ref);
+    return status.WithContext("KV of its own for " + std::to_string(n_shared_ * kBlockTokens) + " shared tokens");
+  }
+  auto next = fresh.begin();
+  for (Layer& layer : layers_) {
+    Ring& lasting = format_->packs ? layer.tiers.back() : layer.exact;
+    for (std::size_t i = 0; i < n; ++i) std::swap(lasting.refs[i], *next++);
+    if (!has_sinks) continue;
+    std::swap(layer.sink, *next++);
+    layer.sink_data = Data(layer.sink);
+  }
+  for (const BlockRef ref : fresh) pool_.Release(ref);  // what was shared
+  n_shared_ = 0;
+  return OkStatus();
 }
 
 BlockRef SequenceKv::LastingBlock(int layer, int block_idx) const {
@@ -317,6 +345,7 @@ void SequenceKv::SetSpans(int n_tokens) {
 
 void SequenceKv::EndStep() {
   ZEROC_CHECK(in_step());
+  last_step_begin_ = n_tokens_;
   SetSpans(n_tokens_ + step_tokens_);
   step_tokens_ = 0;
 }
@@ -343,6 +372,7 @@ void SequenceKv::AdoptPrompt(int n_tokens) {
                   n_shared_ <= format_->LastingBlocksAt(n_tokens),
               n_tokens, n_tokens_, max_tokens_, n_shared_);
   SetSpans(n_tokens);
+  last_step_begin_ = n_tokens;
 }
 
 Status SequenceKv::Resize(int max_tokens, int step_tokens_max) {
@@ -383,6 +413,7 @@ Status SequenceKv::Resize(int max_tokens, int step_tokens_max) {
     for (const BlockRef ref : sinks) pool_.Release(ref);
     return status.WithContext("KV for " + std::to_string(max_tokens) + " tokens");
   }
+  last_step_begin_ = n_tokens_;  // blocks that no later query sees lose their places
   for (Change& change : changes) {
     Reshape(*change.ring, change.n_slots, change.live_begin, change.live_end, std::move(change.fresh));
   }

@@ -83,6 +83,9 @@ class SequenceKv {
   int step_tokens_max() const { return step_tokens_max_; }
   bool in_step() const { return step_tokens_ > 0; }
   int n_shared_blocks() const { return n_shared_; }  // of every layer, from the first; nobody may write them
+  // Takes blocks of its own in place of the shared ones, for who will compute them anew. The sequence is empty.
+  // kResourceExhausted changes nothing.
+  Status Unshare();
 
   // --- one step of the forward pass over tokens [n_tokens, n_tokens + n_new) ---
 
@@ -131,6 +134,12 @@ class SequenceKv {
   BlockRef LastingBlock(int layer, int block_idx) const;
   BlockRef SinkBlock(int layer) const { return layers_[static_cast<std::size_t>(layer)].sink; }  // perhaps none
 
+  // Whether all that the query at n_tokens sees is still there: BlocksAt(., n_tokens) is the state at n_tokens. After a
+  // step it is there for every position from the step's first one on, until something else happens to the sequence.
+  bool HoldsStateAt(int n_tokens) const {
+    return !in_step() && n_tokens > 0 && n_tokens >= last_step_begin_ && n_tokens <= n_tokens_;
+  }
+
   // Bytes of the blocks that hold tokens now: packed, exact window (whole blocks) and sink. All layers.
   std::uint64_t HeldBytes() const;
 
@@ -178,6 +187,7 @@ class SequenceKv {
   std::vector<Span> spans_;  // [n_tiers]
   int exact_begin_ = 0;      // first logical block whose exact copy is live
   int step_tokens_ = 0;      // 0: between steps
+  int last_step_begin_ = 0;
 };
 
 }  // namespace zeroc

@@ -38,7 +38,7 @@ void DecodeCore::Request::OnFinished(FinishReason reason) {
   core->EndLease(key, OkStatus());
 }
 
-void DecodeCore::Request::OnStarted() {
+void DecodeCore::Request::OnStarted(int) {
   started_ns = DecodeNowNs();
   core->metrics_.ObserveQueueTime(Seconds(started_ns - arrived_ns));
 }

@@ -43,7 +43,7 @@ struct DecodeCore::Request final : DecodeListener, PrefillListener {
   void OnToken(const SampledToken& token) override;
   void OnFinished(FinishReason reason) override;
   // Of a prompt that is computed here; nothing is sent, so blocks are nobody's news.
-  void OnStarted() override;
+  void OnStarted(int n_cached_tokens) override;
   void OnBlocksReady(const SequenceKv&, const ReadyBlocks&) override {}
   void OnFirstToken(const SequenceKv& kv, const SampledToken& token) override;
 

@@ -80,7 +80,7 @@ v1::PrefillEvent PrefillCore::Request::Done() {
 
 // --- the engine's thread ---
 
-void PrefillCore::Request::OnStarted() {
+void PrefillCore::Request::OnStarted(int) {
   MutexLock lock(mu);
   started_ns = PrefillNowNs();
   core.metrics_.ObserveQueueTime(Seconds(started_ns - arrived_ns));

@@ -48,7 +48,7 @@ struct PrefillCore::Request final : PrefillListener, std::enable_shared_from_thi
   void Do(SenderActions actions) ZEROC_REQUIRES(mu);
   v1::PrefillEvent Done() ZEROC_REQUIRES(mu);
 
-  void OnStarted() override;
+  void OnStarted(int n_cached_tokens) override;
   void OnBlocksReady(const SequenceKv& kv, const ReadyBlocks& blocks) override;
   void OnFirstToken(const SequenceKv& kv, const SampledToken& token) override;
   void OnFailed(const Status& status) override;
