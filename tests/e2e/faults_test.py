@@ -121,6 +121,7 @@ class FaultsTest(ClusterTest):
         thread.start()
         try:
             wait_until(lambda: decode.used_blocks() > self.baseline[decode], SETTLE_S, "decode holds the leased blocks")
+            time.sleep(1)  # the lease goes to the router after its blocks are taken, and nothing shows its arrival
             decode.signal(signal.SIGSTOP)
             prefill.signal(signal.SIGCONT)
             wait_until(lambda: prefill.used_blocks() > self.baseline[prefill], SETTLE_S, "prefill computes the prompt")
