@@ -138,6 +138,10 @@ struct Metrics::Families {
   Gauges kv_usage = MakeGauge("vllm:kv_cache_usage_perc", "KV cache in use, 0 to 1.", vllm);
   Counters prompt_tokens = MakeCounter("vllm:prompt_tokens_total", "Prompt tokens.", vllm);
   Counters generation_tokens = MakeCounter("vllm:generation_tokens_total", "Generated tokens.", vllm);
+  Counters prefix_queries =
+      MakeCounter("vllm:prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.", vllm);
+  Counters prefix_hits = MakeCounter("vllm:prefix_cache_hits_total", "Prompt tokens found there.", vllm);
+  Gauges prefix_bytes = MakeGauge("zeroc_prefix_cache_bytes", "KV bytes that the prefix cache holds.");
   Counters success = MakeCounter("vllm:request_success_total", "Requests that ended well.", vllm);
 };
 
@@ -195,6 +199,11 @@ void Metrics::AddPromptTokens(std::uint64_t n) { families_->prompt_tokens.Get().
 void Metrics::AddGenerationTokens(std::uint64_t n) {
   families_->generation_tokens.Get().Increment(static_cast<double>(n));
 }
+void Metrics::AddPrefixCacheLookup(std::uint64_t n_queried, std::uint64_t n_hit) {
+  families_->prefix_queries.Get().Increment(static_cast<double>(n_queried));
+  families_->prefix_hits.Get().Increment(static_cast<double>(n_hit));
+}
+void Metrics::SetPrefixCacheBytes(double bytes) { families_->prefix_bytes.Get().Set(bytes); }
 void Metrics::CountSuccess(std::string_view finished_reason) {
   families_->success.Get({{"finished_reason", std::string(finished_reason)}}).Increment();
 }

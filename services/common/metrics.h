@@ -60,6 +60,8 @@ class Metrics {
   void SetKvCacheUsage(double share);  // [0, 1]
   void AddPromptTokens(std::uint64_t n);
   void AddGenerationTokens(std::uint64_t n);
+  void AddPrefixCacheLookup(std::uint64_t n_queried, std::uint64_t n_hit);  // tokens of one prompt
+  void SetPrefixCacheBytes(double bytes);
   void CountSuccess(std::string_view finished_reason);  // stop, length
 
   // What was chosen at start (transport, backend, isa, version, ..), as labels of zeroc_runtime_info = 1. Call once.

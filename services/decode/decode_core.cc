@@ -5,6 +5,7 @@
 #include <random>
 #include <utility>
 
+#include "libzeroc/compression/prefix_hash.h"
 #include "libzeroc/handoff/byte_codec.h"
 #include "services/common/logging.h"
 #include "services/decode/decode_request.h"
@@ -45,9 +46,13 @@ Status DecodeCore::Open(const TransportFactory& transport) {
     return arena.status().WithContext("KV memory of " + std::to_string(options_.kv_bytes >> 20) + " MiB");
   arena_ = *arena;
   ZEROC_ASSIGN_OR_RETURN(pool_, BlockPool::Create(arena_, model_.SlabBytes()));
+  if (options_.prefix_cache_share > 0) {
+    cache_ = std::make_unique<PrefixCache>(*pool_, model_.fingerprint(), model_.plan_id(),
+                                           PrefixCache::Options{options_.prefix_cache_share});
+  }
   engine_ = std::make_unique<DecodeEngine>(
-      model_.model(), *pool_,
-      DecodeEngine::Options{.batch_max = options_.batch_max, .swap_bytes = options_.swap_bytes});
+      model_.model(), *pool_, DecodeEngine::Options{.batch_max = options_.batch_max, .swap_bytes = options_.swap_bytes},
+      cache_.get());
   local_prefill_ = std::make_unique<PrefillEngine>(
       model_.model(), *pool_,
       PrefillEngine::Options{options_.local_prefill_chunk_tokens, options_.local_prefill_queue_max});
@@ -96,6 +101,11 @@ Status DecodeCore::CheckReserve(const v1::ReserveRequest& request, std::shared_p
                            std::to_string(request.max_tokens()) + " do not fit the model's " + std::to_string(max) +
                            " positions");
   }
+  if (request.prompt_ids_size() != 0 &&
+      static_cast<std::uint32_t>(request.prompt_ids_size()) != request.n_prompt_tokens()) {
+    return InvalidArgument("prompt_ids holds " + std::to_string(request.prompt_ids_size()) + " of the prompt's " +
+                           std::to_string(request.n_prompt_tokens()) + " tokens");
+  }
   MutexLock lock(mu_);
   for (const auto& [id, other] : requests_) {
     if (other->request_id == request.request_id() && other->attempt == request.attempt()) {
@@ -106,25 +116,32 @@ Status DecodeCore::CheckReserve(const v1::ReserveRequest& request, std::shared_p
   return OkStatus();
 }
 
-void DecodeCore::Reserve(const v1::ReserveRequest& request, std::function<void(Result<v1::Lease>)> done) {
+void DecodeCore::Reserve(const v1::ReserveRequest& request, std::function<void(Result<v1::ReserveResponse>)> done) {
   std::shared_ptr<const KvFormat> format;
   if (Status status = CheckReserve(request, &format); !status.ok()) return done(status);
   const bool posted = engine_thread_->Post([this, request, format, done] {
-    Result<v1::Lease> lease = ReserveOnEngine(request, format);
+    Result<v1::ReserveResponse> response = ReserveOnEngine(request, format);
     PublishUsage();
-    done(std::move(lease));
+    done(std::move(response));
   });
   if (!posted) done(Unavailable("the decode worker is stopping"));
 }
 
-Result<v1::Lease> DecodeCore::ReserveOnEngine(const v1::ReserveRequest& request,
-                                              const std::shared_ptr<const KvFormat>& format) {
+Result<v1::ReserveResponse> DecodeCore::ReserveOnEngine(const v1::ReserveRequest& request,
+                                                        const std::shared_ptr<const KvFormat>& format) {
   const int n_prompt_tokens = static_cast<int>(request.n_prompt_tokens());
+  std::vector<std::int32_t> prompt;
+  if (cache_ != nullptr) prompt = IdsFromProto(request.prompt_ids());
   ZEROC_ASSIGN_OR_RETURN(
       const SequenceId sequence,
-      engine_->Reserve(format, n_prompt_tokens, static_cast<int>(request.max_tokens()), request.priority()));
-  const BlockTable table =
-      BlockTable::Of(*engine_->kv(sequence), n_prompt_tokens, model_.fingerprint(), model_.plan_id());
+      engine_->Reserve(format, n_prompt_tokens, static_cast<int>(request.max_tokens()), request.priority(), prompt));
+  const int n_present = engine_->kv(sequence)->n_shared_blocks();
+  BlockTable table =
+      BlockTable::Of(*engine_->kv(sequence), n_prompt_tokens, model_.fingerprint(), model_.plan_id(), n_present);
+  if (!prompt.empty()) {
+    table.set_prompt_hash(PromptHash(prompt));
+    metrics_.AddPrefixCacheLookup(prompt.size(), static_cast<std::uint64_t>(table.n_present_tokens()));
+  }
   auto owned = std::make_shared<Request>();
   owned->core = this;
   owned->request_id = request.request_id();
@@ -132,7 +149,7 @@ Result<v1::Lease> DecodeCore::ReserveOnEngine(const v1::ReserveRequest& request,
   owned->priority = request.priority();
   owned->sequence = sequence;
   owned->n_prompt_tokens = n_prompt_tokens;
-  owned->kv_bytes = table.n_bytes();
+  owned->kv_bytes = table.n_bytes() + table.n_present_bytes();
   {
     MutexLock lock(mu_);
     Result<LeaseKey> key = leases_.Create(table, DecodeNowNs());
@@ -143,7 +160,9 @@ Result<v1::Lease> DecodeCore::ReserveOnEngine(const v1::ReserveRequest& request,
     owned->key = *key;
     requests_[key->lease_id] = owned;
   }
-  v1::Lease lease;
+  v1::ReserveResponse response;
+  response.set_n_cached_tokens(static_cast<std::uint32_t>(table.n_present_tokens()));
+  v1::Lease& lease = *response.mutable_lease();
   lease.set_lease_id(owned->key.lease_id);
   lease.set_generation(owned->key.generation);
   lease.set_kv_layout(table.Serialise());
@@ -153,7 +172,7 @@ Result<v1::Lease> DecodeCore::ReserveOnEngine(const v1::ReserveRequest& request,
   lease.set_arena_base(arena.base);
   lease.set_arena_bytes(arena.bytes);
   lease.set_expiry_ms(static_cast<std::uint64_t>(options_.lease_expiry_ms));
-  return lease;
+  return response;
 }
 
 // --- Generate ---
@@ -388,9 +407,11 @@ void DecodeCore::FillLoad(v1::WorkerLoad* load) const {
   load->set_waiting(static_cast<std::uint32_t>(all - std::min<std::size_t>(all, load->running())));
   load->set_waiting_tokens(static_cast<std::uint64_t>(std::max<std::int64_t>(0, waiting_tokens_)));
   load->set_draining(draining_);
+  hints_.FillLoad(load);
 }
 
 void DecodeCore::UpdateGauges(Metrics& metrics) const {
+  if (cache_ != nullptr) hints_.UpdateGauges(metrics);
   const BlockPool::Usage now = usage();
   v1::WorkerLoad load;
   FillLoad(&load);
@@ -416,7 +437,8 @@ std::string DecodeCore::Describe() const {
          " swap_memory_mib=" + std::to_string(options_.swap_bytes >> 20) +
          " batch_max=" + std::to_string(options_.batch_max) +
          " local_prefill_chunk_tokens=" + std::to_string(options_.local_prefill_chunk_tokens) +
-         " lease_expiry_ms=" + std::to_string(options_.lease_expiry_ms);
+         " lease_expiry_ms=" + std::to_string(options_.lease_expiry_ms) +
+         " prefix_cache_share=" + std::to_string(options_.prefix_cache_share);
 }
 
 }  // namespace zeroc

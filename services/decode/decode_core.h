@@ -25,6 +25,7 @@
 #include "services/common/metrics.h"
 #include "services/common/timer_thread.h"
 #include "services/worker/event_sink.h"
+#include "services/worker/prefix_hints.h"
 #include "services/worker/worker.h"
 #include "services/worker/worker_model.h"
 #include "zeroc/v1/worker.pb.h"
@@ -39,6 +40,7 @@ class DecodeCore final : private TransportListener {
     std::uint64_t swap_bytes = std::uint64_t{1} << 30;
     int local_prefill_chunk_tokens = 256;
     int local_prefill_queue_max = 64;
+    double prefix_cache_share = 1.0;  // of kv_bytes; 0: no prefix cache
     std::int64_t lease_expiry_ms = 30'000;
   };
 
@@ -48,7 +50,7 @@ class DecodeCore final : private TransportListener {
   ~DecodeCore() override;  // no request may be running
 
   // `done` runs once, on this thread or the engine's.
-  void Reserve(const v1::ReserveRequest& request, std::function<void(Result<v1::Lease>)> done);
+  void Reserve(const v1::ReserveRequest& request, std::function<void(Result<v1::ReserveResponse>)> done);
   // Events and the end go to `sink`, also for a lease that is unknown or over. deadline_ns (monotonic; 0: none): a
   // prompt that this worker has not computed by then is dropped.
   void Generate(const v1::DecodeRequest& request, std::shared_ptr<EventSink<v1::DecodeEvent>> sink,
@@ -85,7 +87,8 @@ class DecodeCore final : private TransportListener {
 
   Status CheckReserve(const v1::ReserveRequest& request, std::shared_ptr<const KvFormat>* format) const;
   Status CheckGenerate(const v1::DecodeRequest& request, const SamplingParams& sampling) const;
-  Result<v1::Lease> ReserveOnEngine(const v1::ReserveRequest& request, const std::shared_ptr<const KvFormat>& format);
+  Result<v1::ReserveResponse> ReserveOnEngine(const v1::ReserveRequest& request,
+                                              const std::shared_ptr<const KvFormat>& format);
 
   // Carries out what the lease table asked for; without mu_.
   void Do(LeaseActions actions);
@@ -112,6 +115,7 @@ class DecodeCore final : private TransportListener {
 
   std::span<std::byte> arena_;                    // the transport's
   std::unique_ptr<BlockPool> pool_;               // engine thread
+  std::unique_ptr<PrefixCache> cache_;            // engine thread; perhaps none
   std::unique_ptr<DecodeEngine> engine_;          // engine thread
   std::unique_ptr<PrefillEngine> local_prefill_;  // engine thread; between decode steps, a chunk at a time
   std::unique_ptr<EngineThread> engine_thread_;
@@ -131,6 +135,7 @@ class DecodeCore final : private TransportListener {
   std::atomic<std::uint64_t> swapped_bytes_ = 0;
   std::atomic<std::int64_t> waiting_tokens_ = 0;
   std::uint64_t n_preemptions_ = 0;  // engine thread; counted so far
+  PrefixHints hints_;
 
   std::unique_ptr<Transport> transport_;  // the first to go: until then it calls this object
 };

@@ -18,13 +18,13 @@ class DecodeRpc final : public v1::Decode::CallbackService {
   grpc::ServerUnaryReactor* Reserve(grpc::CallbackServerContext* context, const v1::ReserveRequest* request,
                                     v1::ReserveResponse* response) override {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    core_.Reserve(*request, [this, context, reactor, response](Result<v1::Lease> lease) {
+    core_.Reserve(*request, [this, context, reactor, response](Result<v1::ReserveResponse> reserved) {
       // A grant that nobody waits for any more would hold its blocks until it expires.
-      if (lease.ok() && context->IsCancelled()) {
-        core_.Release({lease->lease_id(), lease->generation()}, "the caller has gone");
+      if (reserved.ok() && context->IsCancelled()) {
+        core_.Release({reserved->lease().lease_id(), reserved->lease().generation()}, "the caller has gone");
       }
-      if (lease.ok()) *response->mutable_lease() = std::move(*lease);
-      reactor->Finish(ToGrpc(lease.status()));
+      if (reserved.ok()) *response = std::move(*reserved);
+      reactor->Finish(ToGrpc(reserved.status()));
     });
     return reactor;
   }

@@ -27,6 +27,7 @@ int main(int argc, char** argv) {
       },
       [&](const WorkerParts& parts) -> Result<std::unique_ptr<WorkerService>> {
         DecodeCore::Options core_options;
+        core_options.prefix_cache_share = parts.options.prefix_cache ? parts.options.prefix_cache_share : 0;
         core_options.kv_bytes = static_cast<std::uint64_t>(parts.options.kv_memory_mib) << 20;
         core_options.batch_max = static_cast<int>(batch_max);
         core_options.lease_expiry_ms = lease_expiry_ms;

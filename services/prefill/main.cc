@@ -17,6 +17,7 @@ int main(int argc, char** argv) {
       [&] { return chunk_tokens % 64 == 0 ? OkStatus() : InvalidArgument("--chunk-tokens is not a multiple of 64"); },
       [&](const WorkerParts& parts) -> Result<std::unique_ptr<WorkerService>> {
         PrefillCore::Options core_options;
+        core_options.prefix_cache_share = parts.options.prefix_cache ? parts.options.prefix_cache_share : 0;
         core_options.kv_bytes = static_cast<std::uint64_t>(parts.options.kv_memory_mib) << 20;
         core_options.chunk_tokens = static_cast<int>(chunk_tokens);
         core_options.queue_max = static_cast<int>(queue_max);

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <utility>
 
+#include "libzeroc/compression/prefix_hash.h"
 #include "libzeroc/handoff/byte_codec.h"
 #include "services/common/logging.h"
 #include "services/prefill/prefill_request.h"
@@ -37,8 +38,12 @@ Status PrefillCore::Open(const TransportFactory& transport) {
   if (memory_ == nullptr) return ResourceExhausted("no " + std::to_string(memory_bytes_ >> 20) + " MiB of KV memory");
   ZEROC_ASSIGN_OR_RETURN(pool_, BlockPool::Create({memory_.get(), memory_bytes_}, model_.SlabBytes()));
   ZEROC_ASSIGN_OR_RETURN(transport_, transport(*this));
-  engine_ = std::make_unique<PrefillEngine>(model_.model(), *pool_,
-                                            PrefillEngine::Options{options_.chunk_tokens, options_.queue_max});
+  if (options_.prefix_cache_share > 0) {
+    cache_ = std::make_unique<PrefixCache>(*pool_, model_.fingerprint(), model_.plan_id(),
+                                           PrefixCache::Options{options_.prefix_cache_share});
+  }
+  engine_ = std::make_unique<PrefillEngine>(
+      model_.model(), *pool_, PrefillEngine::Options{options_.chunk_tokens, options_.queue_max}, cache_.get());
   engine_thread_ = std::make_unique<EngineThread>("prefill", [this] {
     const bool busy = engine_->Step(PrefillNowNs());
     if (busy) metrics_.ObserveIterationTokens(engine_->last_step_tokens());
@@ -73,6 +78,7 @@ void PrefillCore::PublishUsage() {
   blocks_used_ = now.n_blocks_used;
   n_waiting_ = engine_->n_queued();
   waiting_tokens_ = engine_->waiting_tokens();
+  if (cache_ != nullptr) hints_.Publish(*cache_, PrefixCache::Use::kResume, options_.chunk_tokens);
 }
 
 // --- Run ---
@@ -94,6 +100,16 @@ Result<PrefillCore::RequestPtr> PrefillCore::MakeRequest(const v1::PrefillReques
   if (request.n_streamed() >= static_cast<std::uint32_t>(request.token_ids_size())) {
     return InvalidArgument("n_streamed " + std::to_string(request.n_streamed()) + " leaves nothing of a prompt of " +
                            std::to_string(request.token_ids_size()) + " tokens");
+  }
+  if (request.n_cached_tokens() != 0 &&
+      request.n_cached_tokens() != static_cast<std::uint32_t>(table.n_present_tokens())) {
+    return InvalidArgument("n_cached_tokens is " + std::to_string(request.n_cached_tokens()) +
+                           ", the lease calls the first " + std::to_string(table.n_present_tokens()) +
+                           " tokens present");
+  }
+  if (table.prompt_hash() != 0 && table.prompt_hash() != PromptHash(IdsFromProto(request.token_ids()))) {
+    return FailedPrecondition("the lease of decode worker " + EscapeControls(request.decode_worker()) +
+                              " was reserved for another prompt");
   }
   ZEROC_RETURN_IF_ERROR(table.CheckPlaces(request.lease().arena_bytes()));
   ZEROC_ASSIGN_OR_RETURN(SamplingParams sampling, SamplingFromProto(request.sampling()));
@@ -303,9 +319,11 @@ void PrefillCore::FillLoad(v1::WorkerLoad* load) const {
   load->set_running(static_cast<std::uint32_t>(all - std::min<std::size_t>(all, static_cast<std::size_t>(waiting))));
   load->set_waiting_tokens(static_cast<std::uint64_t>(std::max<std::int64_t>(0, waiting_tokens_)));
   load->set_draining(draining_);
+  hints_.FillLoad(load);
 }
 
 void PrefillCore::UpdateGauges(Metrics& metrics) const {
+  if (cache_ != nullptr) hints_.UpdateGauges(metrics);
   v1::WorkerLoad load;
   FillLoad(&load);
   const BlockPool::Usage now = usage();
@@ -322,7 +340,8 @@ void PrefillCore::UpdateGauges(Metrics& metrics) const {
 
 std::string PrefillCore::Describe() const {
   return "kv_memory_mib=" + std::to_string(memory_bytes_ >> 20) +
-         " chunk_tokens=" + std::to_string(options_.chunk_tokens) + " queue_max=" + std::to_string(options_.queue_max);
+         " chunk_tokens=" + std::to_string(options_.chunk_tokens) + " queue_max=" + std::to_string(options_.queue_max) +
+         " prefix_cache_share=" + std::to_string(options_.prefix_cache_share);
 }
 
 }  // namespace zeroc

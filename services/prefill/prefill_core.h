@@ -25,6 +25,7 @@
 #include "services/common/metrics.h"
 #include "services/common/timer_thread.h"
 #include "services/worker/event_sink.h"
+#include "services/worker/prefix_hints.h"
 #include "services/worker/worker.h"
 #include "services/worker/worker_model.h"
 #include "zeroc/v1/worker.pb.h"
@@ -37,6 +38,7 @@ class PrefillCore final : private TransportListener {
     std::uint64_t kv_bytes = std::uint64_t{1} << 30;
     int chunk_tokens = 512;
     int queue_max = 64;
+    double prefix_cache_share = 1.0;  // of kv_bytes; 0: no prefix cache
     Sender::Options sender;
   };
   using Key = std::pair<std::string, std::uint32_t>;  // request id, attempt
@@ -109,6 +111,7 @@ class PrefillCore final : private TransportListener {
   std::unique_ptr<std::byte, Free> memory_;
   std::uint64_t memory_bytes_ = 0;
   std::unique_ptr<BlockPool> pool_;        // engine thread
+  std::unique_ptr<PrefixCache> cache_;     // engine thread; perhaps none
   std::unique_ptr<PrefillEngine> engine_;  // engine thread
   std::unique_ptr<EngineThread> engine_thread_;
   std::unique_ptr<TimerThread> timers_;
@@ -122,6 +125,7 @@ class PrefillCore final : private TransportListener {
   std::atomic<std::uint64_t> blocks_used_ = 0;
   std::atomic<int> n_waiting_ = 0;
   std::atomic<std::int64_t> waiting_tokens_ = 0;
+  PrefixHints hints_;
 
   std::unique_ptr<Transport> transport_;  // the first to go: until then it calls this object
 };

@@ -67,7 +67,7 @@ v1::PrefillEvent PrefillCore::Request::Done() {
   done->set_wire_seconds(Seconds(sender.WireNs(stats.ended_ns)));
   done->set_wire_hidden_seconds(Seconds(wire_hidden_ns));
   done->mutable_kv_bytes()->set_raw(core.model_.RawKvBytes(n_prompt_tokens));
-  done->mutable_kv_bytes()->set_packed(sender.remote().n_bytes());
+  done->mutable_kv_bytes()->set_packed(sender.remote().n_bytes() + sender.remote().n_present_bytes());
   done->mutable_kv_bytes()->set_wire(stats.bytes_posted);
   done->set_transport(transport);
   Metrics& metrics = core.metrics_;
@@ -80,8 +80,13 @@ v1::PrefillEvent PrefillCore::Request::Done() {
 
 // --- the engine's thread ---
 
-void PrefillCore::Request::OnStarted(int) {
+void PrefillCore::Request::OnStarted(int n_cached) {
   MutexLock lock(mu);
+  n_cached_tokens = n_cached;
+  if (core.cache_ != nullptr) {
+    core.metrics_.AddPrefixCacheLookup(static_cast<std::uint64_t>(n_prompt_tokens),
+                                       static_cast<std::uint64_t>(n_cached));
+  }
   started_ns = PrefillNowNs();
   core.metrics_.ObserveQueueTime(Seconds(started_ns - arrived_ns));
 }
@@ -109,6 +114,7 @@ void PrefillCore::Request::OnFirstToken(const SequenceKv&, const SampledToken& t
     if (sampling.logprobs >= 0) *first->mutable_logprobs() = LogprobsToProto(token);
     first->set_queue_seconds(Seconds(started_ns - arrived_ns));
     first->set_prefill_seconds(Seconds(computed_ns - started_ns));
+    first->set_n_cached_tokens(static_cast<std::uint32_t>(n_cached_tokens));
     if (ends) first->set_finish_reason(FinishToProto(reason));
     sink->Send(std::move(event));
   }

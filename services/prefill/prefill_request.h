@@ -31,6 +31,7 @@ struct PrefillCore::Request final : PrefillListener, std::enable_shared_from_thi
   bool first_token_final ZEROC_GUARDED_BY(mu) = false;  // decode is not needed
   std::int64_t arrived_ns = 0;
   std::int64_t started_ns ZEROC_GUARDED_BY(mu) = 0;
+  int n_cached_tokens ZEROC_GUARDED_BY(mu) = 0;
   std::int64_t computed_ns ZEROC_GUARDED_BY(mu) = 0;
   std::int64_t wire_hidden_ns ZEROC_GUARDED_BY(mu) = 0;  // of the wire's time, until computed_ns
 

@@ -115,11 +115,14 @@ class Cluster {
     request.set_model_fingerprint(TheModels().decode->fingerprint());
     return request;
   }
-  grpc::Status Reserve(const v1::ReserveRequest& request, v1::Lease* lease) {
+  grpc::Status Reserve(const v1::ReserveRequest& request, v1::ReserveResponse* response) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + seconds(kSettleS));
+    return decode_stub_->Reserve(&context, request, response);
+  }
+  grpc::Status Reserve(const v1::ReserveRequest& request, v1::Lease* lease) {
     v1::ReserveResponse response;
-    const grpc::Status status = decode_stub_->Reserve(&context, request, &response);
+    const grpc::Status status = Reserve(request, &response);
     *lease = response.lease();
     return status;
   }

@@ -41,6 +41,9 @@ void AddWorkerOptions(OptionSet* set, WorkerOptions* o) {
   set->AddString("advertise", &o->advertise,
                  {"host", "Where the router reaches this worker; empty: the host that gRPC listens on."});
   set->AddInt("kv_memory_mib", &o->kv_memory_mib, 1, 256 << 10, {"MiB", "Memory for keys and values."});
+  set->AddBool("prefix_cache", &o->prefix_cache, {"", "Keep beginnings of prompts in KV memory that nobody needs."});
+  set->AddDouble("prefix_cache_share", &o->prefix_cache_share, 0, 1,
+                 {"of the KV memory", "Most that the prefix cache may hold; it gives way to requests in any case."});
   set->AddInt("threads", &o->threads, 0, 4096, {"threads", "Compute threads; 0: one per processor of this process."});
   set->AddString("transport_tls", &o->transport_tls, {"", "UCX transports, e.g. tcp or posix,cma; auto: UCX chooses."});
   set->AddString("transport_net_devices", &o->transport_net_devices, {"", "UCX network devices, e.g. lo; auto: all."});

@@ -38,6 +38,8 @@ struct WorkerOptions {
   std::int64_t threads = 0;
   std::int64_t router_resolve_ms = 5000;
   std::int64_t drain_delay_ms = 200;
+  bool prefix_cache = true;
+  double prefix_cache_share = 1.0;
   std::int64_t drain_timeout_ms = 10'000;
   SecurityOptions security;
 };
