@@ -59,7 +59,7 @@ class WireDrills(DrillTest):
             self.faults.set(f"redirect {self.router.grpc_port} {port}")
             self.prefill = self.cluster.start_prefill()
             self.remember(self.prefill)
-            self.assert_ends(self.ask(**FIELDS), 20, self.expected)
+            self.assert_ends(self.ask(**FIELDS), 45, self.expected)  # three attempts of 10 s at most
             self.assert_settled()
             self.faults.set("none")
             self.assert_recovers()
