@@ -2,8 +2,8 @@
 """Every method of KV compression in the same engine, on the same text, all bytes counted: the table and the data of the
 plot in docs/results/compression.{md,json}. Standard library only; bench/plot_compression.py draws.
 
-    bench/compression.py [--eval DIR] [--windows N] [--cases N] [--baseline-cases N] [--methods M,..]
-                         [--fresh | --any-build] [--out DIR]
+    bench/compression.py [--eval DIR] [--windows N] [--cases N] [--baseline-cases N] [--perplexity-only]
+                         [--methods M,..] [--fresh | --any-build] [--out DIR]
 
 Perplexity is decode-scored over windows of 4,096 tokens, 1,024 of each scored, on WikiText-2 test, which neither
 calibration nor the ladder saw. Each baseline is set against the profile of the plan with at most its bytes: a paired
@@ -112,7 +112,7 @@ class Bench:
         for method, bits in BASELINES:
             if wanted is None or method in wanted:
                 entries.append(self.entry(method, bits, self.perplexity(method, bits), base))
-        for entry in entries:
+        for entry in [] if self.options.perplexity_only else entries:
             ours = entry["method"] in ("none", "zeroc")
             cases = self.options.cases if ours else self.options.baseline_cases
             hard = self.recall(entry["method"], entry["setting"], "recall_hard.jsonl", cases)
@@ -124,6 +124,8 @@ class Bench:
     def closer(self):
         """The novel and the easy recall set, for no compression and for a few profiles."""
         rows = []
+        if self.options.perplexity_only:
+            return rows
         for method, setting in [("none", None), *(("zeroc", name) for name in CLOSER)]:
             novel = self.perplexity(method, setting, "heldout-novel.txt", NOVEL_WINDOWS)
             easy = self.recall(method, setting, "recall.jsonl", 0)
@@ -223,10 +225,11 @@ def page(result):
             f"{100 * e['increase_direct']:+.2f} %",
             f"{100 * e['increase_kl']:.2f} %",
             f"{e['kl']:.5f}",
-            f"{100 * e['recall_hard']:.1f} %",
+            *([f"{100 * e['recall_hard']:.1f} %"] if "recall_hard" in e else []),
         ]
         for e in entries
     ]
+    with_recall = "recall_hard" in entries[0]
     fights = [
         [
             d["baseline"],
@@ -249,6 +252,20 @@ def page(result):
         ]
         for c in closer
     ]
+    closer_part = []
+    if closer:
+        closer_part = [
+            "## A held-out novel, and the easy recall set",
+            "",
+            f"Also seen by neither calibration nor the ladder: {closer[0]['tokens']:,} tokens of a novel, scored in",
+            "the same way, and greedy exact match on every case of the easy recall set.",
+            "",
+            *table(["profile", "perplexity", "increase", "from KL", "recall, easy set"], closer_rows),
+            "",
+        ]
+    recall_says = ""
+    if with_recall:
+        recall_says = f" Recall is the hard set ({result['cases'][0]} cases; of the baselines {result['cases'][1]})."
     tokens = entries[0]["tokens"]
     return "\n".join(
         [
@@ -258,13 +275,14 @@ def page(result):
             "Every command is in `compression.json`. WikiText-2 test, which neither calibration nor the ladder saw,",
             f"{tokens:,} tokens scored through decode behind 3,072 to 4,095 tokens of context; all bytes held at 4,096",
             "tokens count: codes, scales, exact windows, padding, state. KL is nats per token against the uncompressed",
-            f"model. Recall is the hard set ({result['cases'][0]} cases; of the baselines {result['cases'][1]}).",
+            f"model.{recall_says}",
             "What each baseline is: [baselines.md](../baselines.md).",
             "",
             "![bytes against KL](compression.svg)",
             "",
             *table(
-                ["method", "KV bytes/token", "ratio", "perplexity", "increase", "from KL", "KL", "recall, hard set"],
+                ["method", "KV bytes/token", "ratio", "perplexity", "increase", "from KL", "KL"]
+                + (["recall, hard set"] if with_recall else []),
                 rows,
             ),
             "",
@@ -275,13 +293,7 @@ def page(result):
             "",
             *table(["baseline", "ours", "bytes, ours / theirs", "KL", "log-perplexity", "won"], fights),
             "",
-            "## A held-out novel, and the easy recall set",
-            "",
-            f"Also seen by neither calibration nor the ladder: {closer[0]['tokens']:,} tokens of a novel, scored in",
-            "the same way, and greedy exact match on every case of the easy recall set.",
-            "",
-            *table(["profile", "perplexity", "increase", "from KL", "recall, easy set"], closer_rows),
-            "",
+            *closer_part,
         ]
     )
 
@@ -292,6 +304,7 @@ def main():
     parser.add_argument("--windows", type=int, default=30, help="windows of 1,024 scored tokens [30]")
     parser.add_argument("--cases", type=int, default=200, help="recall cases, evenly over the groups; 0: all [200]")
     parser.add_argument("--baseline-cases", type=int, default=80, help="the same for the baselines [80]")
+    parser.add_argument("--perplexity-only", action="store_true", help="leave out recall and the novel")
     parser.add_argument("--methods", default="", help="only these baselines, separated by commas")
     parser.add_argument("--fresh", action="store_true", help="do not use kept answers")
     parser.add_argument("--any-build", action="store_true", help="use kept answers of other builds of the program, too")
