@@ -57,8 +57,12 @@ class Answer(threading.Thread):
 class DrillTest(ClusterTest):
     """Subclasses make their cluster with start()."""
 
-    def start(self, router_args=(), **options):
-        self.cluster = self.enterContext(Cluster(router_args=[*HEARTBEATS, *router_args], **options))
+    def start(self, router_args=(), decode_args=(), prefill_args=(), **options):
+        # Drills ask the same prompt again and again; with the prefix cache nothing would be left to compute or to send.
+        always = ["--prefix-cache=false"]
+        self.cluster = self.enterContext(Cluster(
+            router_args=[*HEARTBEATS, *router_args], decode_args=[*always, *decode_args],
+            prefill_args=[*always, *prefill_args], **options))
         self.cluster.wait_ready()
         self.router, self.decode, self.prefill = self.cluster.router, self.cluster.decode[0], self.cluster.prefill[0]
         self.baseline = {}
