@@ -390,7 +390,7 @@ Status SequenceKv::Resize(int max_tokens, int step_tokens_max) {
   // Everything that is missing first, so that a refusal changes nothing.
   Status status;
   const auto take = [&](const kernels::KvBlockLayout& layout, int n_slots, int live_begin, int live_end, Ring& ring) {
-    Change& change = changes.emplace_back(&ring, static_cast<std::size_t>(n_slots), live_begin, live_end);
+    Change& change = changes.emplace_back(Change{&ring, static_cast<std::size_t>(n_slots), live_begin, live_end});
     const std::size_t n_have = ring.refs.size();
     if (!status.ok() || change.n_slots <= n_have) return;
     status = pool_.Allocate(static_cast<std::size_t>(layout.block_bytes), change.n_slots - n_have, &change.fresh);
