@@ -1,0 +1,64 @@
+#!/usr/bin/env python3
+"""Prompts that begin alike: the second computes and sends only what is its own, and answers as a cold system does."""
+
+import unittest
+
+import texts
+from cluster import SETTLE_S, Cluster, ClusterTest, wait_until
+
+CHUNK_TOKENS = 128
+DOCUMENT = texts.LONG
+QUESTIONS = [f"\n\nQuestion {i}: what does section {i} allow, and to whom?\nAnswer:" for i in range(3)]
+
+
+def cached(body):
+    return body["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+class PrefixTest(ClusterTest):
+    def wire_bytes(self, cluster):
+        return cluster.prefill[0].metric("zeroc_kv_bytes_total", stage="wire")
+
+    def ask(self, cluster, prompt, profile):
+        """The answer, and the KV bytes that it sent."""
+        before = sum(v for n, have, v in cluster.prefill[0].metrics()
+                     if n == "zeroc_kv_bytes_total" and have.get("stage") == "wire")
+        body = cluster.complete(prompt, max_tokens=24, ignore_eos=True, profile=profile)
+        wait_until(lambda: cluster.decode[0].used_blocks() + cluster.prefill[0].used_blocks() == 0, SETTLE_S,
+                   "all blocks of requests are back")
+        return body, self.wire_bytes(cluster) - before
+
+    def test_only_the_suffix_is_computed_and_sent(self):
+        chunk = ["--chunk-tokens", str(CHUNK_TOKENS)]
+        off = ["--prefix-cache", "false"]
+        with Cluster(prefill_args=chunk) as warm, Cluster(prefill_args=[*chunk, *off], decode_args=off) as cold:
+            warm.wait_ready()
+            cold.wait_ready()
+            for profile in ("bf16", "q4"):
+                for i, question in enumerate(QUESTIONS):
+                    with self.subTest(profile=profile, question=i):
+                        prompt = DOCUMENT + question
+                        want, all_bytes = self.ask(cold, prompt, profile)
+                        got, sent_bytes = self.ask(warm, prompt, profile)
+                        self.assertEqual(got["choices"][0]["text"], want["choices"][0]["text"])
+                        self.assertEqual(cached(want), 0)
+                        self.assertEqual(cached(got) % CHUNK_TOKENS, 0)
+                        n_prompt = got["usage"]["prompt_tokens"]
+                        if i == 0:
+                            self.assertEqual(cached(got), 0)
+                            self.assertEqual(sent_bytes, all_bytes)
+                        else:
+                            self.assertLess(sent_bytes, 0.5 * all_bytes, "the document travels once")
+                        if i == 2:  # the second prompt has shown where they part
+                            self.assertGreater(cached(got), n_prompt - 3 * CHUNK_TOKENS)
+            for worker in (warm.prefill[0], warm.decode[0]):
+                queries = worker.metric("vllm:prefix_cache_queries_total")
+                hits = worker.metric("vllm:prefix_cache_hits_total")
+                self.assertTrue(0 < hits < queries, f"{worker.program}: {hits} of {queries}")
+                self.assertGreater(worker.metric("zeroc_prefix_cache_bytes"), 0)
+                self.assertEqual(worker.used_blocks(), 0)
+                self.assertEqual(worker.end(), 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
