@@ -58,7 +58,7 @@ function(zeroc_test target)
     set(A_TIMEOUT 120)
   endif()
   if(ZEROC_SANITIZE)
-    math(EXPR A_TIMEOUT "${A_TIMEOUT} * 5")  # instrumented code is slower
+    math(EXPR A_TIMEOUT "${A_TIMEOUT} * 10")  # instrumented code is slower
   endif()
   add_test(NAME ${target} COMMAND ${target} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(${target} PROPERTIES LABELS "unit;${A_LABELS}" TIMEOUT ${A_TIMEOUT})
