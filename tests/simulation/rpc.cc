@@ -11,9 +11,15 @@ void Call::Start(std::function<void()> serve) {
   });
 }
 
+void Call::Forget() {
+  on_event = nullptr;
+  on_done = nullptr;
+}
+
 // Reaches the worker even where it overtakes the request itself, which is then never served.
 void Call::Cancel() {
   if (std::exchange(over_, true)) return;
+  Forget();
   network_.At(delay_(), worker_, [self = shared_from_this()] {
     if (std::exchange(self->served_, true)) return;
     if (self->on_cancel) self->on_cancel();
@@ -22,7 +28,7 @@ void Call::Cancel() {
 
 void Call::Break(const Status& why) {
   if (over_) return;
-  const auto done = on_done;
+  const auto done = std::move(on_done);
   Cancel();
   if (done) done(why);
 }
@@ -35,7 +41,9 @@ void Call::Later(std::function<void()> at_router) {
 void Call::Send(RpcEvent event) {
   if (served_) return;
   Later([self = shared_from_this(), event = std::move(event)] {
-    if (!self->over_ && self->on_event) self->on_event(event);
+    if (self->over_ || !self->on_event) return;
+    const auto handler = self->on_event;  // outlives a Cancel from inside it
+    handler(event);
   });
 }
 
@@ -43,7 +51,9 @@ void Call::End(const Status& status) {
   if (std::exchange(served_, true)) return;
   Later([self = shared_from_this(), status] {
     if (std::exchange(self->over_, true)) return;
-    if (self->on_done) self->on_done(status);
+    const auto done = std::move(self->on_done);
+    self->Forget();
+    if (done) done(status);
   });
 }
 

@@ -44,6 +44,8 @@ class Call : public std::enable_shared_from_this<Call> {
   void Break(const Status& why);
   bool over() const { return over_; }
   const std::string& worker() const { return worker_; }
+  // Drops the router's handlers, which hold an attempt that holds the call. Done by itself where the call ends.
+  void Forget();
 
   // Runs `serve` at the worker, unless it dies first.
   void Start(std::function<void()> serve);
