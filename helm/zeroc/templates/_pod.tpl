@@ -124,7 +124,7 @@ spec:
         {{- include "zeroc.resources" . | nindent 8 }}
       securityContext:
         {{- $capabilities := $values.capabilities }}
-        {{- if and $worker $v.rdma.enabled }}{{- $capabilities = append $capabilities "IPC_LOCK" }}{{- end }}
+        {{- if and $worker $v.rdma.enabled $v.rdma.ipcLock }}{{- $capabilities = append $capabilities "IPC_LOCK" }}{{- end }}
         {{- include "zeroc.containerSecurityContext" (dict "capabilities" $capabilities) | nindent 8 }}
       volumeMounts:
         - {name: config, mountPath: /etc/zeroc/config, readOnly: true}
