@@ -167,6 +167,32 @@ class ChartTest(unittest.TestCase):
 
 
 class ComposeTest(unittest.TestCase):
+    @staticmethod
+    def docker_reads(path):
+        """The reader of docker compose: its schema, and what paths and merges come to."""
+        return subprocess.run([TOOLS / "bin/compose-config", "-format", "json", path], capture_output=True, text=True,
+                              timeout=60, cwd=ROOT / "deploy")
+
+    def test_docker_takes_it(self):
+        result = self.docker_reads(ROOT / "deploy/compose.yaml")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        services = json.loads(result.stdout)["services"]
+        self.assertEqual(set(services), set(self.compose["services"]))
+        for name, service in services.items():
+            self.assertEqual(service.get("read_only", False), "build" in service, name)  # the merges worked
+            self.assertLessEqual(set(service.get("depends_on", {})), set(services), name)
+            for volume in service["volumes"]:
+                self.assertTrue(pathlib.Path(volume["source"]).exists(), volume)
+
+    def test_docker_refuses_what_is_wrong(self):
+        good = (ROOT / "deploy/compose.yaml").read_text()
+        for right, wrong in (("cap_drop:", "cap_drops:"), ("shm_size: 256m", "shm_size: [256m]")):
+            self.assertIn(right, good)
+            with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+                file.write(good.replace(right, wrong))
+                file.flush()
+                self.assertNotEqual(self.docker_reads(file.name).returncode, 0, wrong)
+
     @classmethod
     def setUpClass(cls):
         dump = "import json, sys, yaml; print(json.dumps(yaml.safe_load(open(sys.argv[1]))))"
