@@ -30,6 +30,7 @@ if(ZEROC_BUILD_SERVICES)
 endif()
 if(ZEROC_BUILD_TESTS)
   find_package(GTest REQUIRED CONFIG)
+  find_package(Boost 1.74 REQUIRED COMPONENTS context)  # threads of an emulated GPU
 endif()
 if(ZEROC_BUILD_BENCHES)
   find_package(benchmark REQUIRED CONFIG)

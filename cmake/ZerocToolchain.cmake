@@ -1,14 +1,9 @@
 # Compiler settings shared by every target: warnings, sanitizers, fuzzing, ccache, mold.
 
-# The accelerator backend is a promise of the design, not yet code. Asking for it must not pass in silence.
-option(ZEROC_CUDA "Build the CUDA backend (it does not exist yet: ON stops the configure step)" OFF)
-if(ZEROC_CUDA)
-  message(FATAL_ERROR "ZEROC_CUDA=ON: there is no CUDA backend yet. Use the preset release or cpu.")
-endif()
-
 add_library(zeroc_warnings INTERFACE)
-target_compile_options(zeroc_warnings INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Wcast-align
-                                                -Woverloaded-virtual -Wno-missing-field-initializers)
+target_compile_options(zeroc_warnings INTERFACE
+  "$<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wshadow;-Wnon-virtual-dtor;-Wcast-align>"
+  "$<$<COMPILE_LANGUAGE:CXX>:-Woverloaded-virtual;-Wno-missing-field-initializers>")
 if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
   target_compile_options(zeroc_warnings INTERFACE -Wthread-safety)
 endif()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The configure step refuses an edge that points up or sideways, and a backend that does not exist."""
+"""The configure step refuses an edge that points up or sideways, and a compiler that is not there."""
 
 import pathlib
 import subprocess
@@ -12,6 +12,7 @@ cmake_minimum_required(VERSION 3.25)
 project(rules LANGUAGES CXX)
 list(APPEND CMAKE_MODULE_PATH "{root}/cmake")
 include(ZerocToolchain)
+include(ZerocCuda)
 include(ZerocLayers)
 file(WRITE "${{CMAKE_CURRENT_BINARY_DIR}}/a.cc" "")
 set(source "${{CMAKE_CURRENT_BINARY_DIR}}/a.cc")
@@ -45,8 +46,8 @@ class CMakeRulesTest(unittest.TestCase):
         self.assert_refused("LAYER is missing", 'zeroc_library(zeroc_x SOURCES "${source}")')
         self.assert_refused("there is no target", 'zeroc_library(zeroc_x LAYER 2 SOURCES "${source}" DEPS zeroc_no)')
 
-    def test_missing_backend_is_refused(self):
-        self.assert_refused("no CUDA backend", "", "-DZEROC_CUDA=ON")
+    def test_missing_cuda_compiler_is_refused(self):
+        self.assert_refused("there is no CUDA compiler", "", "-DZEROC_CUDA=ON", "-DZEROC_CUDA_ROOT=/nonexistent")
 
     def test_fuzzers_need_clang(self):
         self.assert_refused("needs clang", "", "-DZEROC_BUILD_FUZZERS=ON", "-DCMAKE_CXX_COMPILER=g++")

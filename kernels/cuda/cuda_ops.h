@@ -1,0 +1,61 @@
+// The ops of kernels/ops.h on a GPU: the same argument structs, with device pointers, enqueued on a stream. Where the
+// CPU works head by head and tile by tile on many threads, one call here takes a whole layer of a whole batch.
+//
+// "act" is bf16. Layouts and rotations are host pointers, read before the call returns; all else that a struct points
+// to is device memory and must stay until the stream has passed. KV blocks begin at multiples of 16 bytes. Layouts with
+// 32-bit runs are for the reference engine only: kUnsupported. Bad shapes: kBadShape, and nothing is enqueued.
+// kUnsupported also where the device refuses a launch. Any thread; no allocation; one stream's work runs in order.
+//
+// docs/cuda.md says how each kernel works and what of it has been measured.
+#pragma once
+
+#include "kernels/cuda/runtime.h"
+#include "kernels/ops.h"
+
+namespace zeroc::kernels::cuda {
+
+KernelStatus Embed(const EmbedArgs& args, Stream stream);
+KernelStatus RmsNorm(const RmsNormArgs& args, Stream stream);
+KernelStatus LayerNorm(const LayerNormArgs& args, Stream stream);
+KernelStatus HeadNorm(const HeadNormArgs& args, Stream stream);
+KernelStatus SwiGlu(const SwiGluArgs& args, Stream stream);
+KernelStatus Relu(const ReluArgs& args, Stream stream);
+
+// ---- Queries, keys and values ----
+
+// The maps of a layer as the tensor cores take them: every number as the sum of two bf16, in tiles of the KV format
+// (lanes = columns, depth = rows). Done once, when a plan is loaded.
+//   maps   [n_heads, head_dim, head_dim] f32 row-major
+//   tiles  SplitMapBytes(n_heads, head_dim): [n_heads][high, low][head_dim / 16][head_dim / 16][512]
+constexpr std::int64_t SplitMapBytes(int n_heads, int head_dim) {
+  return std::int64_t{4} * n_heads * head_dim * head_dim;
+}
+KernelStatus SplitMaps(const float* maps, int n_heads, int head_dim, std::uint8_t* tiles, Stream stream);
+
+// query_prep with the map as SplitMaps made it (null for none; args.q_map is null). The product takes both halves of
+// both factors, without the smallest of the four terms: |error| <= 3 * 2^-18 |x| |column|, and that of f32 sums.
+KernelStatus QueryPrep(const QueryPrepArgs& args, const std::uint8_t* map_tiles, Stream stream);
+
+// kv_write, and packing in the same pass: RoPE, K map (tensor cores), rounding to bf16, the exact block, and, where
+// packed[b] is not null, the packed block from the same rounded numbers, before they leave shared memory. Rows of a
+// block that this call does not write are taken for packing as they lie in the exact block.
+struct KvWritePackArgs {
+  KvWriteArgs write;                             // blocks: device array of device pointers; k_map null; 16-bit runs
+  const std::uint8_t* map_tiles = nullptr;       // of SplitMaps, or null
+  std::uint8_t* const* packed = nullptr;         // [blocks of the call] device array of device pointers; null for none
+  const KvBlockLayout* packed_layout = nullptr;  // with packed
+};
+KernelStatus KvWritePack(const KvWritePackArgs& args, Stream stream);
+
+// kv_pack for many blocks. The bytes are the reference's.
+struct KvPackBatchArgs {
+  const std::uint8_t* const* sources;  // [n_blocks] device array of device pointers
+  std::uint8_t* const* packed;         // [n_blocks]
+  std::int32_t n_blocks;
+  const KvBlockLayout* source_layout;
+  const KvBlockLayout* packed_layout;
+  std::int32_t kv_head_begin, kv_head_end;
+};
+KernelStatus KvPackBatch(const KvPackBatchArgs& args, Stream stream);
+
+}  // namespace zeroc::kernels::cuda

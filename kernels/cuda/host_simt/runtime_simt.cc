@@ -1,0 +1,85 @@
+// runtime.h in host memory. Buffers stand between canaries, which Free and Synchronize look at.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <string>
+
+#include "kernels/cuda/host_simt/simt.h"
+#include "kernels/cuda/runtime.h"
+
+namespace zeroc::kernels::cuda {
+namespace {
+
+constexpr std::size_t kGuard = 256;  // on both sides; also the alignment
+constexpr std::uint8_t kCanary = 0xcd;
+
+std::mutex mutex;
+std::map<void*, std::size_t> buffers;  // guarded by mutex
+thread_local std::string fault;
+
+void CheckGuards(const void* memory, std::size_t bytes) {
+  const auto* begin = static_cast<const std::uint8_t*>(memory);
+  for (std::size_t i = 0; i < kGuard; ++i) {
+    if (begin[i - kGuard] == kCanary && begin[bytes + i] == kCanary) continue;
+    if (fault.empty()) fault = "a write beside a buffer of " + std::to_string(bytes) + " bytes";
+    return;
+  }
+}
+
+}  // namespace
+
+const char* RuntimeName() { return "simt"; }
+const char* WhyUnavailable() { return nullptr; }
+void DescribeDevice(char* text, std::size_t size) { std::snprintf(text, size, "no GPU: emulated on the CPU"); }
+int MultiprocessorCount() { return 2; }
+
+void* Allocate(std::size_t bytes) {
+  const std::size_t all = (bytes + kGuard - 1) / kGuard * kGuard + 2 * kGuard;
+  auto* start = static_cast<std::uint8_t*>(std::aligned_alloc(kGuard, all));
+  if (start == nullptr) return nullptr;
+  std::memset(start, kCanary, all);
+  std::memset(start + kGuard, 0xff, bytes);
+  const std::lock_guard lock(mutex);
+  buffers[start + kGuard] = bytes;
+  return start + kGuard;
+}
+
+void Free(void* memory) {
+  if (memory == nullptr) return;
+  const std::lock_guard lock(mutex);
+  const auto found = buffers.find(memory);
+  if (found == buffers.end()) std::abort();
+  CheckGuards(memory, found->second);
+  buffers.erase(found);
+  std::free(static_cast<std::uint8_t*>(memory) - kGuard);
+}
+
+void* AllocatePinned(std::size_t bytes) { return Allocate(bytes); }
+void FreePinned(void* memory) { Free(memory); }
+
+bool CopyToDevice(void* device, const void* host, std::size_t bytes, Stream) {
+  if (bytes > 0) std::memcpy(device, host, bytes);
+  return true;
+}
+
+bool CopyToHost(void* host, const void* device, std::size_t bytes, Stream) {
+  if (bytes > 0) std::memcpy(host, device, bytes);
+  return true;
+}
+
+const char* Synchronize(Stream) {
+  thread_local std::string message;
+  {
+    const std::lock_guard lock(mutex);
+    for (const auto& [memory, bytes] : buffers) CheckGuards(memory, bytes);
+  }
+  message = simt::TakeFault();
+  if (message.empty()) message = fault;
+  fault.clear();
+  return message.empty() ? nullptr : message.c_str();
+}
+
+}  // namespace zeroc::kernels::cuda

@@ -1,0 +1,39 @@
+// Memory, copies and streams of one GPU, as the ops and their tests need them: a thin wall before the CUDA runtime,
+// with a twin in host memory for machines without one (host_simt). Plain functions; any thread; the current device is
+// used. Nothing throws: a failure is a null pointer or a message that lives as long as the program.
+#pragma once
+
+#include <cstddef>
+
+namespace zeroc::kernels::cuda {
+
+// A cudaStream_t; null is the default stream. Work of one stream runs in order.
+using Stream = void*;
+
+// "cuda", or "simt" for the emulation.
+const char* RuntimeName();
+
+// Null if a GPU can be used, else why not, as the driver or the runtime says it.
+const char* WhyUnavailable();
+
+// "NVIDIA H200, compute capability 9.0, 132 SMs, 139 GiB", or what stands in for it; a buffer of the caller.
+void DescribeDevice(char* text, std::size_t size);
+int MultiprocessorCount();
+
+// Device memory, 256-byte aligned. Null when there is none left. Contents are unspecified (NaN bytes in the emulation).
+void* Allocate(std::size_t bytes);
+// Null is fine. Waits for nothing: the caller has synchronised. In the emulation a write beside the buffer is a fault.
+void Free(void* memory);
+// Page-locked host memory that a stream copies from and to without a second copy.
+void* AllocatePinned(std::size_t bytes);
+void FreePinned(void* memory);
+
+// Enqueued on the stream. From and to pageable memory they return when the copy is done.
+// False with the runtime's message in the next Synchronize.
+bool CopyToDevice(void* device, const void* host, std::size_t bytes, Stream stream);
+bool CopyToHost(void* host, const void* device, std::size_t bytes, Stream stream);
+
+// Waits for all work of the stream. Null, or what went wrong since the last call on this thread.
+const char* Synchronize(Stream stream);
+
+}  // namespace zeroc::kernels::cuda
