@@ -11,18 +11,23 @@ void Call::Start(std::function<void()> serve) {
   });
 }
 
-void Call::Forget() {
+void Call::ForgetRouter() {
   on_event = nullptr;
   on_done = nullptr;
+}
+
+void Call::ForgetAll() {
+  ForgetRouter();
+  on_cancel = nullptr;
 }
 
 // Reaches the worker even where it overtakes the request itself, which is then never served.
 void Call::Cancel() {
   if (std::exchange(over_, true)) return;
-  Forget();
+  ForgetRouter();
   network_.At(delay_(), worker_, [self = shared_from_this()] {
     if (std::exchange(self->served_, true)) return;
-    if (self->on_cancel) self->on_cancel();
+    if (const auto handler = std::move(self->on_cancel)) handler();
   });
 }
 
@@ -49,10 +54,11 @@ void Call::Send(RpcEvent event) {
 
 void Call::End(const Status& status) {
   if (std::exchange(served_, true)) return;
+  on_cancel = nullptr;
   Later([self = shared_from_this(), status] {
     if (std::exchange(self->over_, true)) return;
     const auto done = std::move(self->on_done);
-    self->Forget();
+    self->ForgetRouter();
     if (done) done(status);
   });
 }

@@ -44,8 +44,8 @@ class Call : public std::enable_shared_from_this<Call> {
   void Break(const Status& why);
   bool over() const { return over_; }
   const std::string& worker() const { return worker_; }
-  // Drops the router's handlers, which hold an attempt that holds the call. Done by itself where the call ends.
-  void Forget();
+  // Drops the handlers, which hold an attempt or a job that holds the call. Each end's go by themselves when it is over.
+  void ForgetAll();
 
   // Runs `serve` at the worker, unless it dies first.
   void Start(std::function<void()> serve);
@@ -57,6 +57,7 @@ class Call : public std::enable_shared_from_this<Call> {
   bool ended_by_worker() const { return served_; }
 
  private:
+  void ForgetRouter();
   void Later(std::function<void()> at_router);
 
   FakeNetwork& network_;

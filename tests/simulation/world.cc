@@ -67,9 +67,9 @@ World::World(const WorldOptions& options)
 
 World::~World() {
   for (const auto& [name, slot] : slots_) network_.Kill(name);  // transports that say farewell would call the nodes
-  // A call that never ended, as after a violation, is held by the attempt that its own handlers hold.
+  // What never ended, as after a violation, is held by its own handlers.
   for (const std::weak_ptr<Call>& weak : calls_) {
-    if (const CallPtr call = weak.lock(); call != nullptr) call->Forget();
+    if (const CallPtr call = weak.lock(); call != nullptr) call->ForgetAll();
   }
 }
 
