@@ -62,6 +62,26 @@ TEST_F(EnginesTest, HandedOffTokensEqualLocalOnes) {
   }
 }
 
+class TwoThreadsTest : public EnginesTest {
+ protected:
+  TwoThreadsTest() : EnginesTest(2) {}
+};
+
+TEST_F(TwoThreadsTest, TokensAreThoseOfOneThread) {
+  ThreadPool alone(1);
+  const auto model = Transformer::Open(tiny_.Open(), nullptr, kernels::ReferenceOps(), alone).value();
+  const auto prompt = tiny_.RandomIds(260, 1);
+  for (const auto& format : {plain_, packing_}) {
+    for (const float temperature : {0.0f, 1.0f}) {
+      const SamplingParams sampling = Sampling(20, temperature);
+      const auto one = GenerateLocally(*model, format, prompt, sampling);
+      const auto two = GenerateLocally(*model_, format, prompt, sampling);
+      ASSERT_TRUE(one.ok() && two.ok());
+      EXPECT_EQ(one->ids, two->ids);
+    }
+  }
+}
+
 // What is never packed must not wait for the prompt's end: without compression that is everything there is to send.
 TEST_F(EnginesTest, ExactBlocksAreReadyWithTheirChunk) {
   const auto pool = Pool(1, 512);

@@ -82,7 +82,8 @@ class TightPool {
 
 class EnginesTest : public ::testing::Test {
  protected:
-  EnginesTest() : tiny_({}), threads_(2) {
+  // One thread: a step is so short that a team of them waits for each other most of the time on a busy machine.
+  explicit EnginesTest(int n_threads = 1) : tiny_({}), threads_(n_threads) {
     model_ = Transformer::Open(tiny_.Open(), nullptr, kernels::ReferenceOps(), threads_).value();
     plain_ = model_->Format("none").value();
     // A 4-bit profile with two younger tiers and identity maps: packs without a calibration.
