@@ -166,6 +166,16 @@ class ChartTest(unittest.TestCase):
         self.assertTrue(all(first <= port <= last for port in ports), ports)
 
 
+    @unittest.skipIf(any(pathlib.Path("/sys/class/infiniband").glob("*")), "SKIPPED: this machine has an RDMA device")
+    def test_without_rdma_its_profile_ends_at_the_start(self):
+        rendered = self.template(CHART / "values-gpu-rdma.yaml")
+        tls, = set(re.findall(r'transport_tls: "(.+)"', rendered))
+        result = run(BIN_DIR / "zeroc-decode", "--model", MODEL_DIR, "--transport-tls", tls, "--grpc-listen",
+                     "127.0.0.1:0", "--http-listen", "127.0.0.1:0")
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("ucx: no transport", result.stdout + result.stderr)
+
+
 class ComposeTest(unittest.TestCase):
     @staticmethod
     def docker_reads(path):

@@ -54,14 +54,15 @@ class KubeServer:
         self.folder_owner.cleanup()
 
     def request(self, method, path, body=None, content_type="application/json"):
-        """(status, decoded JSON, warnings). `body`: text as it is, or an object that is sent as JSON."""
+        """(status, decoded JSON or text, warnings). `body`: text as it is, or an object that is sent as JSON."""
         connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60, context=self.tls)
         try:
             data = body.encode() if isinstance(body, str) else json.dumps(body).encode() if body is not None else None
             connection.request(method, path, data, {"Content-Type": content_type, "Accept": "application/json"})
             response = connection.getresponse()
             text = response.read().decode()
-            return response.status, json.loads(text) if text else None, response.headers.get_all("Warning") or []
+            is_json = "json" in response.headers.get("Content-Type", "")
+            return response.status, json.loads(text) if is_json else text, response.headers.get_all("Warning") or []
         finally:
             connection.close()
 
@@ -157,4 +158,5 @@ class KubeServer:
             "--service-account-key-file=server.pem", "--service-account-signing-key-file=server.key",
             "--authorization-mode=RBAC", "--anonymous-auth=false", "--service-cluster-ip-range=10.96.0.0/16",
             "--endpoint-reconciler-type=none")  # the default one demands an address that is no loopback
-        self._wait_ready("kube-apiserver", lambda: self.request("GET", "/api/v1/namespaces/default")[0] == 200)
+        self._wait_ready("kube-apiserver", lambda: self.request("GET", "/readyz")[0] == 200 and
+                         self.request("GET", "/api/v1/namespaces/default")[0] == 200)
