@@ -46,8 +46,10 @@ REQUESTS = [
         panel("Requests by outcome", "reqps", [(rate("zeroc_request_jct_seconds_count", "outcome"), "{{outcome}}")],
               "refused: no room at the router; resource_exhausted: none at decode; unavailable: a worker was lost.",
               stack=True),
-        panel("Requests in flight", "short", [(f'sum(vllm:num_requests_running{{{ROUTER}}})', "running")],
-              "On all routers. The limit is max_in_flight of each."),
+        panel("Requests in flight", "short", [
+            (f'sum(vllm:num_requests_running{{{ROUTER}}})', "running"),
+            (f'sum(vllm:num_requests_waiting{{{ROUTER}}})', "waiting for room at decode")],
+              "On all routers. The limits are max_in_flight and queue_max of each."),
         panel("Wire share of the JCT", "percentunit", [
             ('sum(rate(zeroc_jct_phase_seconds_sum{phase="wire"}[$__rate_interval])) '
              "/ sum(rate(zeroc_jct_phase_seconds_sum[$__rate_interval]))", "wire / JCT")],
@@ -64,6 +66,17 @@ REQUESTS = [
             (f"sum(rate(vllm:prompt_tokens_total{{{ROUTER}}}[$__rate_interval]))", "prompt tokens/s"),
             (f"sum(rate(vllm:generation_tokens_total{{{ROUTER}}}[$__rate_interval]))", "generated tokens/s")],
               "Of all routers."),
+    ]),
+    ("Ends, repeats and turns", [
+        panel("Answers by end", "reqps", [
+            (f"sum by (finished_reason) (rate(vllm:request_success_total{{{ROUTER}}}[$__rate_interval]))",
+             "{{finished_reason}}")], "stop: the model ended; length: max_tokens did.", stack=True),
+        panel("Retries", "short", [("sum by (stage) (increase(zeroc_retries_total{}[$__rate_interval]))", "{{stage}}")],
+              "Attempts repeated on another worker. decode: the answer goes on there, behind the last token sent."),
+        panel("Preemptions", "short", [
+            ("sum(increase(vllm:num_preemptions_total{}[$__rate_interval]))", "preempted"),
+            ("sum(vllm:num_requests_swapped{})", "swapped out now")],
+              "Decode had no blocks for a longer answer and took those of a request that ranks lower."),
     ]),
 ]
 
@@ -102,8 +115,17 @@ KV = [
         panel("Checksum failures", "short", [
             ("sum(increase(zeroc_kv_checksum_failures_total{}[$__rate_interval]))", "blocks")],
               "Blocks that arrived damaged; they are refused."),
-        panel("Retries", "short", [("sum by (stage) (increase(zeroc_retries_total{}[$__rate_interval]))", "{{stage}}")],
-              "Attempts repeated on another worker."),
+    ]),
+    ("Prefix cache", [
+        panel("Prompt tokens found", "percentunit", [
+            ("sum by (zeroc_role) (rate(vllm:prefix_cache_hits_total{}[$__rate_interval])) "
+             "/ sum by (zeroc_role) (rate(vllm:prefix_cache_queries_total{}[$__rate_interval]))", "{{zeroc_role}}")],
+              "Of those looked up. prefill: not computed; decode: not received.", maximum=1),
+        panel("Prompt tokens saved", "short", [
+            ("sum by (zeroc_role) (rate(vllm:prefix_cache_hits_total{}[$__rate_interval]))", "{{zeroc_role}}")],
+              "Tokens/s that a worker had already."),
+        panel("Prefix cache", "bytes", [("zeroc_prefix_cache_bytes{}", "{{zeroc_role}} {{instance}}")],
+              "Blocks that the cache holds; they count as free."),
     ]),
 ]
 
@@ -128,6 +150,10 @@ WORKERS = [
         panel("Decode KV memory", "percentunit", [
             ('vllm:kv_cache_usage_perc{zeroc_role="decode"}', "{{instance}}")],
               "What scales decode.", maximum=1),
+        panel("Tokens of one step", "short", [
+            ("sum by (zeroc_role, instance) (rate(vllm:iteration_tokens_total_sum[$__rate_interval])) "
+             "/ sum by (zeroc_role, instance) (rate(vllm:iteration_tokens_total_count[$__rate_interval]))",
+             "{{zeroc_role}} {{instance}}")], "Mean: the chunk of prefill; the batch of decode."),
         panel("What runs", "short", [("zeroc_runtime_info{}", "")],
               "Chosen at start: backend, ISA, transport, plan. Nothing falls back in silence.", kind="table"),
     ]),
@@ -136,7 +162,8 @@ WORKERS = [
 DASHBOARDS = {"zeroc-requests": ("ZeroC / Requests", REQUESTS), "zeroc-kv": ("ZeroC / Policy and KV", KV),
               "zeroc-workers": ("ZeroC / Workers", WORKERS)}
 
-SELECTOR = re.compile(r'((?:zeroc_[a-z_]+|vllm:[a-z_]+|\bup))\{([^}]*)\}|((?:zeroc_[a-z_]+_(?:sum|count))(?=\[))')
+SELECTOR = re.compile(r'((?:zeroc_[a-z_]+|vllm:[a-z_]+|\bup))\{([^}]*)\}'
+                      r'|((?:(?:zeroc_|vllm:)[a-z_]+_(?:sum|count))(?=\[))')
 
 
 def in_cluster(expr):

@@ -239,7 +239,8 @@ class Cluster:
         self.log_dir = tempfile.TemporaryDirectory(prefix="zeroc-e2e-")  # gone with this object
         self.processes = []
         self.decode, self.prefill = [], []
-        self.router_args, self.decode_args, self.prefill_args = [*SETTLED, *router_args], decode_args, prefill_args
+        usual = [flag for flag in SETTLED if flag.split("=")[0] not in router_args]
+        self.router_args, self.decode_args, self.prefill_args = [*usual, *router_args], decode_args, prefill_args
         self.prefill_env = prefill_env
         try:
             self.routers = [self._start("zeroc-router", ["--model", MODEL_DIR, *self.router_args])
