@@ -60,8 +60,8 @@ class ComposeTest(unittest.TestCase):
             build(role, f"zeroc-{role}:test")
         folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory(prefix="zeroc-compose-")))
         (folder / "Dockerfile").write_text(PROMETHEUS)
-        run("buildah", "bud", "--isolation", "chroot", "--network", "host", "--layers", "--timestamp", "0", "--tag",
-            "zeroc-prometheus:test", *ULIMITS, folder)
+        run("buildah", "bud", "--isolation", "chroot", "--network", "host", "--layers", "--force-rm",
+            "--timestamp", "0", "--tag", "zeroc-prometheus:test", *ULIMITS, folder)
         images = {service: {"image": f"zeroc-{service.split('-')[0]}:test"} for service in SERVICES}
         (folder / "images.yaml").write_text(json.dumps({"services": images}))
         (folder / "containers.conf").write_text(CONTAINERS_CONF)

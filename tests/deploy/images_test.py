@@ -72,9 +72,9 @@ def import_base():
 
 
 def build(role, tag, *more):
-    run("buildah", "bud", "--isolation", "chroot", "--network", "host", "--layers", "--timestamp", "0", "--build-arg",
-        f"BASE={BASE}", "--build-arg", "PROGRAMS=prebuilt", "--target", role, "--tag", tag, *ULIMITS, *more,
-        "--file", ROOT / "deploy/docker/Dockerfile", ROOT)
+    run("buildah", "bud", "--isolation", "chroot", "--network", "host", "--layers", "--force-rm", "--timestamp", "0",
+        "--build-arg", f"BASE={BASE}", "--build-arg", "PROGRAMS=prebuilt", "--target", role, "--tag", tag, *ULIMITS,
+        *more, "--file", ROOT / "deploy/docker/Dockerfile", ROOT, timeout=1800)
 
 
 def inspect(tag):
@@ -100,6 +100,16 @@ class ImagesTest(unittest.TestCase):
     def test_built_again_it_is_the_same(self):
         build("decode", "zeroc-decode:again", "--no-cache")
         self.assertEqual(inspect("zeroc-decode:again")["RootFS"], inspect("zeroc-decode:test")["RootFS"])
+
+    def test_cuda_is_compiled(self):
+        """The target `cuda`, as far as it goes without a GPU: NVIDIA's compiler is installed and takes all kernels."""
+        certificates = ["--volume", "/etc/ssl/certs:/etc/ssl/certs:ro"]  # of this machine's package registry
+        if pathlib.Path("/etc/pip.conf").exists():
+            certificates += ["--volume", "/etc/pip.conf:/etc/pip.conf:ro"]
+        build("cuda", "zeroc-cuda:test", *certificates)
+        found = run("podman", "run", "--rm", *self.flags(), "--network", "none", "--entrypoint", "/bin/sh",
+                    "zeroc-cuda:test", "-c", "find build/cuda -name libzeroc_cuda.a -size +64k")
+        self.assertTrue(found.strip(), "no library of compiled kernels")
 
     def test_every_program_finds_its_libraries(self):
         for role in ROLES:

@@ -265,7 +265,7 @@ class LiveTest(ClusterTest):
 
     @classmethod
     def fill_decode(cls):
-        """Answers that grow beyond what decode has: some are preempted, and who comes meanwhile waits at the router."""
+        """More than decode has room for: some wait at the router; and answers that grow, so that some are preempted."""
         answers = []
 
         def ask(number):
@@ -273,13 +273,11 @@ class LiveTest(ClusterTest):
             prompt = [1000 + (number * 31 + i * 7) % 3000 for i in range(31 * 64)]
             answers.append(cls.cluster.complete(prompt, max_tokens=150, ignore_eos=True, profile="bf16"))
 
-        threads = [threading.Thread(target=ask, args=(i,)) for i in range(10)]
-        for thread in threads[:8]:
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(14)]
+        for thread in threads:
             thread.start()
-        wait_until(lambda: sum(w.metric("vllm:num_preemptions_total") for w in cls.cluster.decode) > 0, SETTLE_S * 2,
-                   "a request was preempted")
-        for thread in threads[8:]:
-            thread.start()
+        waiting = 'sum(vllm:num_requests_waiting{zeroc_role="router"})'
+        wait_until(lambda: sum(cls.prometheus.values(waiting)) > 0, SETTLE_S * 2, "requests wait at the router")
         for thread in threads:
             thread.join()
         if len(answers) != len(threads):

@@ -44,7 +44,8 @@ class Call : public std::enable_shared_from_this<Call> {
   void Break(const Status& why);
   bool over() const { return over_; }
   const std::string& worker() const { return worker_; }
-  // Drops the handlers, which hold an attempt or a job that holds the call. Each end's go by themselves when it is over.
+  // Drops the handlers, which hold an attempt or a job that holds the call. Each end's go by themselves when it is
+  // over.
   void ForgetAll();
 
   // Runs `serve` at the worker, unless it dies first.
