@@ -9,6 +9,7 @@ Needs python3-matplotlib (deploy/setup --bench).
 
 import json
 import pathlib
+import re
 import sys
 
 import matplotlib
@@ -17,7 +18,6 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 COLUMNS = 3
-HIDDEN = {"__name__", "zeroc_cluster", "job"}
 
 
 def read(folder):
@@ -28,11 +28,9 @@ def read(folder):
             target = json.loads(line)
             for series in target["series"]:
                 points = [(float(t), float(v)) for t, v in series["values"] if v not in ("NaN", "+Inf", "-Inf")]
-                label = " ".join(v for k, v in sorted(series["metric"].items()) if k not in HIDDEN)
-                quantile = target["expr"].split("(", 2)[1].split(",")[0] if "quantile" in target["expr"] else ""
-                name = (f"p{float(quantile) * 100:g} " if quantile else "") + label
+                label = re.sub(r"{{(\w+)}}", lambda name: series["metric"].get(name.group(1), ""), target["legend"])
                 if points:
-                    panels.setdefault(target["panel"], []).append((name.strip(), *zip(*points)))
+                    panels.setdefault(target["panel"], []).append((label, *zip(*points)))
     return panels
 
 

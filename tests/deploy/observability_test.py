@@ -40,12 +40,18 @@ METRIC = re.compile(r"\b(?:zeroc_[a-z_]+|vllm:[a-z_]+)\b")
 NO_METRIC = re.compile(r"^zeroc_(cluster|role|group)$")
 
 
-def dashboard_expressions():
-    """(dashboard, panel, expression) of every target."""
+def dashboard_targets():
+    """(dashboard, panel, target), everywhere."""
     for path in sorted(DASHBOARDS.glob("*.json")):
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel.get("targets", []):
-                yield path.stem, panel["title"], target["expr"]
+                yield path.stem, panel["title"], target
+
+
+def dashboard_expressions():
+    """(dashboard, panel, expression) of every target."""
+    for dashboard, panel, target in dashboard_targets():
+        yield dashboard, panel, target["expr"]
 
 
 def rule_metrics():
@@ -201,7 +207,7 @@ class LiveTest(ClusterTest):
     @classmethod
     def setUpClass(cls):
         if not FAULTS_LIBRARY.is_file():
-            raise AssertionError("ZEROC_WIRE_FAULTS_LIBRARY names no file: deploy/test builds and names it")
+            raise AssertionError(f"{FAULTS_LIBRARY} is missing: deploy/build zeroc_wire_faults")
         cls.faults = WireFaults(cls.enterClassContext(tempfile.TemporaryDirectory(prefix="zeroc-faults-")))
         cls.cluster = cls.enterClassContext(Cluster(
             n_decode=2, n_prefill=2, router_args=["--audit-share", 1],
@@ -367,12 +373,13 @@ class LiveTest(ClusterTest):
             self.skipTest("only with --render")
         folder = pathlib.Path(LiveTest.render)
         folder.mkdir(parents=True, exist_ok=True)
-        for dashboard, panel, expression in dashboard_expressions():
-            data = self.prometheus.get("query_range", query=fill_in(expression), start=self.started, end=time.time(),
-                                       step=1)
+        for dashboard, panel, target in dashboard_targets():
+            data = self.prometheus.get("query_range", query=fill_in(target["expr"]), start=self.started,
+                                       end=time.time(), step=1)
             name = re.sub(r"\W+", "_", f"{dashboard}_{panel}").lower()
             with open(folder / f"{name}.jsonl", "a") as file:
-                print(json.dumps({"panel": panel, "expr": expression, "series": data["result"]}), file=file)
+                print(json.dumps({"panel": panel, "legend": target["legendFormat"], "series": data["result"]}),
+                      file=file)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ import threading
 import time
 
 import texts
-from cluster import REQUEST_S, SETTLE_S, TIME_SCALE, Cluster, ClusterTest, Stream, wait_until
+from cluster import REQUEST_S, ROOT, SETTLE_S, TIME_SCALE, Cluster, ClusterTest, Stream, wait_until
 
-FAULTS_LIBRARY = pathlib.Path(os.environ.get("ZEROC_WIRE_FAULTS_LIBRARY", "no such file"))
+FAULTS_LIBRARY = pathlib.Path(os.environ.get("ZEROC_WIRE_FAULTS_LIBRARY",
+                                             ROOT / "build/release/tests/e2e/libzeroc_wire_faults.so"))
 # Fast, but long enough that a worker on a busy machine is not taken for a dead one.
 HEARTBEATS = ["--heartbeat-ms", 100, "--heartbeat-expiry-ms", int(3000 * TIME_SCALE)]
 # What a request may end with when a worker was lost and nobody could take over.

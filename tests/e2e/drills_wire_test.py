@@ -16,7 +16,7 @@ FIELDS = {"max_tokens": 30, "profile": "bf16"}
 class WireDrills(DrillTest):
     def setUp(self):
         if not FAULTS_LIBRARY.is_file():
-            self.skipTest("ZEROC_WIRE_FAULTS_LIBRARY is not there: ctest sets it")
+            self.skipTest("ZEROC_WIRE_FAULTS_LIBRARY is not there: ctest builds it")
         self.faults = WireFaults(self.enterContext(tempfile.TemporaryDirectory()))
         self.start(decode_args=TCP, prefill_args=TCP, prefill_env=self.faults.env)
         self.expected = self.reference(**FIELDS)
