@@ -212,7 +212,7 @@ capabilities:
 {{- end -}}
 
 {{- /*
-/readyz: the router has a worker of each role; a worker is registered with a router; neither drains. /healthz: alive.
+/readyz: the router has the workers it needs; a worker is registered with a router; neither drains. /healthz: alive.
 A kubelet has no client certificate, but only gRPC asks for one.
 */ -}}
 {{- define "zeroc.probes" -}}
