@@ -20,7 +20,7 @@ using testing::RunChunks;
 
 class ModelKindTest : public ::testing::TestWithParam<const char*> {
  protected:
-  ModelKindTest() : golden_(GetParam()), threads_(2) {}
+  ModelKindTest() : golden_(GetParam()), threads_(1) {}
 
   std::unique_ptr<Transformer> Open(const kernels::Ops& ops, std::shared_ptr<const Plan> plan = nullptr) {
     auto model = Transformer::Open(golden_.Open(), std::move(plan), ops, threads_);
