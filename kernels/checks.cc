@@ -29,6 +29,11 @@ bool IsExactLayout(const KvBlockLayout* layout) {
   return (k_bits == 16 || k_bits == 32) && (v_bits == 16 || v_bits == 32) && IsHeadDim(layout->head_dim);
 }
 
+SegmentWindow WindowOf(const KvSegment& segment) {
+  return {segment.n_blocks, segment.layout->n_tokens, segment.first_pos, segment.begin_pos,
+          segment.end_pos,  segment.min_age,          segment.max_age};
+}
+
 }  // namespace
 
 bool IsGood(const EmbedArgs& a) {
@@ -132,24 +137,10 @@ bool HasFloatRuns(const KvBlockLayout& layout) {
   return has(layout.k) || has(layout.v);
 }
 
-TokenSpan SegmentSpan(const KvSegment& segment) {
-  const std::int64_t n_tokens = std::int64_t{segment.n_blocks} * segment.layout->n_tokens;
-  const std::int64_t begin = std::int64_t{segment.begin_pos} - segment.first_pos;
-  const std::int64_t end = std::int64_t{segment.end_pos} - segment.first_pos;
-  return {static_cast<std::int32_t>(std::clamp<std::int64_t>(begin, 0, n_tokens)),
-          static_cast<std::int32_t>(std::clamp<std::int64_t>(end, 0, n_tokens))};
-}
+TokenSpan SegmentSpan(const KvSegment& segment) { return SpanOf(WindowOf(segment)); }
 
 TokenSpan RowSpan(const AttentionArgs& args, const KvSegment& segment, int row) {
-  const TokenSpan span = SegmentSpan(segment);
-  const std::int64_t n = segment.layout->n_tokens;
-  const std::int64_t query = std::int64_t{args.first_query_pos} + row / args.group - segment.first_pos;
-  // Block b ends at token (b + 1) n - 1, so its age is query + 1 - (b + 1) n.
-  const std::int64_t n_old = std::max<std::int64_t>(0, query + 1 - segment.min_age) / n;
-  const std::int64_t n_too_old = std::max<std::int64_t>(0, query - segment.max_age + n) / n - 1;
-  const std::int64_t begin = std::clamp<std::int64_t>(n_too_old * n, span.begin, std::max(span.begin, span.end));
-  const std::int64_t end = std::min<std::int64_t>({query + 1, n_old * n, span.end});
-  return {static_cast<std::int32_t>(begin), static_cast<std::int32_t>(std::max(begin, end))};
+  return SpanOfQuery(WindowOf(segment), std::int64_t{args.first_query_pos} + row / args.group);
 }
 
 TokenSpan RowsSpan(const AttentionArgs& args, const KvSegment& segment) {

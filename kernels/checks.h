@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/ops.h"
+#include "kernels/visibility.h"
 
 namespace zeroc::kernels {
 
@@ -25,11 +26,6 @@ KernelStatus CopyHeads(const KvPackArgs& args);
 // True if a run of either side has 32 bits.
 bool HasFloatRuns(const KvBlockLayout& layout);
 
-// Tokens of one segment that a row may see: [begin, end) as token indices from the start of blocks[0].
-struct TokenSpan {
-  std::int32_t begin;
-  std::int32_t end;
-};
 // The segment's own window, cut to its blocks.
 TokenSpan SegmentSpan(const KvSegment& segment);
 // The same, with the ages and the causal limit of `row`. Empty spans have begin == end; neither end ever moves back

@@ -19,12 +19,17 @@
 namespace zeroc::kernels::cuda {
 
 inline constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+inline constexpr float kInf = std::numeric_limits<float>::infinity();
 inline constexpr double kEps32 = 0x1p-24;   // unit roundoff of float32
 inline constexpr double kEpsBf16 = 0x1p-8;  // of bf16
 
-// What one case found. Not thread-safe.
+// What one case found. Not thread-safe. With `stops`, the first failure throws Stop: whoever only asks whether there
+// is one need not wait for the rest.
 class Outcome {
  public:
+  struct Stop {};
+  explicit Outcome(bool stops = false) : stops_(stops) {}
+
   // A non-finite `expected` must be matched as such.
   void Check(double actual, double expected, double bound) {
     ++n_checked_;
@@ -58,7 +63,9 @@ class Outcome {
   }
   void Fail(const std::string& what) {
     if (n_failures_++ == 0) first_failure_ = what;
+    if (stops_) throw Stop();
   }
+  bool stops_;
   int n_failures_ = 0;
   std::size_t n_checked_ = 0;
   double used_ = 0;
@@ -73,6 +80,7 @@ struct Case {
 // Small shapes: seconds in the emulation for all of them.
 std::span<const Case> RowCases();
 std::span<const Case> KvCases();
+std::span<const Case> DecodeCases();
 std::vector<Case> AllCases();
 
 class Random {

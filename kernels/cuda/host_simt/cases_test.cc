@@ -33,9 +33,12 @@ bool IsNoticed(const std::vector<Case>& cases, const simt::Site& site) {
   for (const Case& one : cases) {
     for (const simt::Order order : kOrders) {
       simt::SetOptions({order, &site});
-      Outcome outcome;
-      one.run(outcome);
-      if (outcome.n_failures() > 0) return true;
+      Outcome outcome(/*stops=*/true);
+      try {
+        one.run(outcome);
+      } catch (const Outcome::Stop&) {
+        return true;
+      }
     }
   }
   return false;
