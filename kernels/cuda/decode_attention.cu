@@ -19,10 +19,6 @@ constexpr int kTileRows = kDecodeTileRows;
 constexpr int kOwnTilesMax = kMaxHeadDim / 16 / kWarps;  // coordinate tiles of one warp
 constexpr float kLargest = 32512.0f;                     // 127 * 256: the high byte stays in range
 
-struct Layouts {
-  KvBlockLayout at[kAttentionLayoutsMax];
-};
-
 struct DecodeParams {
   const float* q;
   const DeviceQueryTile* tiles;
@@ -41,12 +37,7 @@ struct DecodeParams {
 
 // Fixed-size part of shared memory; q, probabilities and the two stages follow.
 struct DecodeShared {
-  float k_step[kMaxRuns][kBlockTokens];
-  float k_base[kMaxRuns][kBlockTokens];
-  float v_step[kMaxRuns][kBlockTokens];
-  float v_base[kMaxRuns][kBlockTokens];
-  float mass[kBlockTokens];
-  float v_step_max[kMaxRuns][2];  // of either half of the tokens
+  ScaleTables scales;
   float q_unit[kMaxRuns][kTileRows];
   float q_sum[kMaxRuns][kTileRows];
   float warp_max[kWarps][kTileRows];
@@ -132,45 +123,6 @@ ZEROC_DEVICE void LoadQuery(const DecodeBlock& b) {
   }
 }
 
-// Starts the copy of a head into a stage: whole 16-byte pieces around it, which lie inside the block.
-ZEROC_DEVICE void CopyHead(const DecodeBlock& b, int block_idx, std::uint8_t* stage) {
-  const std::uint8_t* head = b.segment.blocks[block_idx] + std::int64_t{b.tile.kv_head} * b.layout.head_bytes;
-  const int misaligned = static_cast<int>(reinterpret_cast<std::uintptr_t>(head) % 16);
-  const int n_bytes = misaligned + b.layout.head_bytes;
-  for (int i = 16 * ThreadIdx(); i < n_bytes; i += 16 * kThreads) CopyAsync16(stage + i, head - misaligned + i);
-  CopyAsyncCommit();
-}
-
-// Scales of the block's tokens as floats: warps 0 and 1 those of K, 2 and 3 those of V.
-ZEROC_DEVICE void LoadScales(const DecodeBlock& b, const std::uint8_t* head) {
-  const bool is_value = b.warp >= 2;
-  const KvSideLayout& side = is_value ? b.layout.v : b.layout.k;
-  const int token = ThreadIdx() % kBlockTokens;
-  const bool is_token = token < b.layout.n_tokens;
-  const float* mass = b.segment.mass == nullptr ? nullptr : b.segment.mass + b.tile.kv_head * (1 + kMaxRuns);
-  float mass_sum = mass == nullptr ? 0.0f : mass[0];
-  for (int r = 0; r < side.n_runs; ++r) {
-    if (!IsQuantised(side.runs[r].bits)) continue;
-    TokenScale scale = {0.0f, 0.0f};
-    if (is_token) scale = ScaleOfToken(side, r, head, b.layout.n_tokens, token);
-    if (is_value) {
-      b.shared->v_step[r][token] = scale.step;
-      b.shared->v_base[r][token] = scale.base;
-      float largest = scale.step;
-      for (int mask = 16; mask > 0; mask /= 2) largest = Max(largest, ShuffleXor(largest, mask));
-      if (ThreadIdx() % 32 == 0) b.shared->v_step_max[r][b.warp - 2] = largest;
-    } else {
-      b.shared->k_step[r][token] = scale.step;
-      b.shared->k_base[r][token] = scale.base;
-      if (mass != nullptr && is_token) {
-        const float half = HalfOfScaleCode(ScaleCodeOf(side, r, head, token));
-        mass_sum += mass[1 + r] * half * half;
-      }
-    }
-  }
-  if (!is_value) b.shared->mass[token] = mass_sum;
-}
-
 // The operand of 16 rows at a column (32 bytes of depth) of q or of the probabilities.
 ZEROC_DEVICE void LoadRows(const std::uint8_t* rows, int stride, const DecodeBlock& b, int column,
                            std::uint32_t (&a)[4]) {
@@ -220,8 +172,8 @@ ZEROC_DEVICE void Scores(const DecodeBlock& b, const std::uint8_t* head, float (
         for (int i = 0; i < 4; ++i) {
           const int row = b.g + 8 * (i / 2), token = first_token + 8 * n + i % 2;
           const float sum = 256.0f * static_cast<float>(highs[n][i]) + static_cast<float>(lows[n][i]);
-          scores[n][i] += b.shared->k_step[r][token] * (b.shared->q_unit[r][row] * sum) +
-                          b.shared->k_base[r][token] * b.shared->q_sum[r][row];
+          scores[n][i] += b.shared->scales.k_step[r][token] * (b.shared->q_unit[r][row] * sum) +
+                          b.shared->scales.k_base[r][token] * b.shared->q_sum[r][row];
         }
       }
     }
@@ -238,7 +190,7 @@ ZEROC_DEVICE TwoRows MaskScores(const DecodeBlock& b, int block_idx, float (&sco
       const int token = block_idx * b.layout.n_tokens + in_block;
       const TokenSpan& span = b.span[i / 2];
       const bool is_seen = in_block < b.layout.n_tokens && token >= span.begin && token < span.end;
-      scores[n][i] = is_seen ? scores[n][i] + b.shared->mass[in_block] : -kInfinity;
+      scores[n][i] = is_seen ? scores[n][i] + b.shared->scales.mass[in_block] : -kInfinity;
       largest.at[i / 2] = Max(largest.at[i / 2], scores[n][i]);
     }
   }
@@ -273,26 +225,20 @@ ZEROC_DEVICE void StoreWeights(const DecodeBlock& b, const float (&scores)[2][4]
           put(high, x.high, y.high);
           put(low, x.low, y.low);
         } else if (v.runs[r].bits > 0) {
-          const float* step = b.shared->v_step[r];
-          const float largest = Max(b.shared->v_step_max[r][0], b.shared->v_step_max[r][1]);
+          const float* step = b.shared->scales.v_step[r];
+          const float largest = Max(b.shared->scales.v_step_max[r][0], b.shared->scales.v_step_max[r][1]);
           const float inverse = largest > 0.0f ? kLargest / largest : 0.0f;
           const SplitInt x = SplitBytes(RoundToInt(first * step[token] * inverse));
           const SplitInt y = SplitBytes(RoundToInt(second * step[token + 1] * inverse));
           *reinterpret_cast<std::uint16_t*>(high + column + token) = static_cast<std::uint16_t>(x.high | y.high << 8);
           *reinterpret_cast<std::uint16_t*>(low + column + token) = static_cast<std::uint16_t>(x.low | y.low << 8);
-          base[r][row] += rest.at[row] * (first * b.shared->v_base[r][token] + second * b.shared->v_base[r][token + 1]);
+          base[r][row] += rest.at[row] *
+                          (first * b.shared->scales.v_base[r][token] + second * b.shared->scales.v_base[r][token + 1]);
         }
         column += WeightColumns(v.runs[r]);
       }
     }
   }
-}
-
-// A pair of exact tokens, zero where no row sees them: what lies there may never have been written.
-ZEROC_DEVICE std::uint32_t MaskPair(std::uint32_t pair, int token, int begin, int end) {
-  if (token < begin || token >= end) pair &= 0xffff0000u;
-  if (token + 1 < begin || token + 1 >= end) pair &= 0x0000ffffu;
-  return pair;
 }
 
 // out += probabilities times values, for the coordinate tile `own` of the warp's.
@@ -340,7 +286,7 @@ ZEROC_DEVICE void AddValues(const DecodeBlock& b, const std::uint8_t* head, int 
       MmaS8U8(lows[n], low, b0, b1);
     }
   }
-  const float unit = Max(b.shared->v_step_max[r][0], b.shared->v_step_max[r][1]) / kLargest;
+  const float unit = Max(b.shared->scales.v_step_max[r][0], b.shared->scales.v_step_max[r][1]) / kLargest;
   for (int n = 0; n < 2; ++n) {
     for (int i = 0; i < 4; ++i) {
       const float sum = 256.0f * static_cast<float>(highs[n][i]) + static_cast<float>(lows[n][i]);
@@ -415,8 +361,7 @@ ZEROC_DEVICE void FinishItem(const DecodeBlock& b, std::int64_t part, ItemSums* 
 ZEROC_DEVICE void RunItem(DecodeBlock& b, const DeviceItem& item) {
   ItemSums sums = {};
   sums.row_max = {-kInfinity, -kInfinity};
-  const SegmentWindow window = {b.segment.n_blocks, b.layout.n_tokens, b.segment.first_pos, b.segment.begin_pos,
-                                b.segment.end_pos,  b.segment.min_age, b.segment.max_age};
+  const SegmentWindow window = WindowOf(b.segment, b.layout);
   for (int row = 0; row < 2; ++row) {
     const int at = b.g + 8 * row;
     b.span[row] = {0, 0};
@@ -424,18 +369,18 @@ ZEROC_DEVICE void RunItem(DecodeBlock& b, const DeviceItem& item) {
   }
   const int seen_begin = SpanOfQuery(window, QueryPos(b.tile, 0)).begin;
   const int seen_end = SpanOfQuery(window, QueryPos(b.tile, b.tile.n_rows - 1)).end;
-  CopyHead(b, item.block_begin, b.stages);
+  CopyHead(b.segment, b.layout, b.tile.kv_head, item.block_begin, b.stages);
   LoadQuery(b);
   for (int block = item.block_begin; block < item.block_end; ++block) {
     const int stage = (block - item.block_begin) % 2;
     CopyAsyncWait<0>();
     Sync();  // the block is there, and nobody needs the one before any more
-    if (block + 1 < item.block_end) CopyHead(b, block + 1, b.stages + (1 - stage) * b.p.stage_bytes);
-    const std::uintptr_t address =
-        reinterpret_cast<std::uintptr_t>(b.segment.blocks[block]) +
-        static_cast<std::uintptr_t>(b.tile.kv_head) * static_cast<std::uintptr_t>(b.layout.head_bytes);
-    const std::uint8_t* head = b.stages + stage * b.p.stage_bytes + address % 16;
-    LoadScales(b, head);
+    if (block + 1 < item.block_end) {
+      CopyHead(b.segment, b.layout, b.tile.kv_head, block + 1, b.stages + (1 - stage) * b.p.stage_bytes);
+    }
+    const std::uint8_t* head =
+        StagedHead(b.segment, b.layout, b.tile.kv_head, block, b.stages + stage * b.p.stage_bytes);
+    LoadScales<true>(b.segment, b.layout, b.tile.kv_head, head, &b.shared->scales);
     Sync();
     float scores[2][4] = {};
     if (16 * b.warp < b.layout.n_tokens) Scores(b, head, scores);
@@ -556,7 +501,7 @@ KernelStatus DecodeAttention(const DecodeAttentionArgs& args, Stream stream) {
     query_columns = std::max(query_columns, columns);
     weight_columns = std::max(weight_columns, weights);
   }
-  params.stage_bytes = (head_bytes + 15 + 15) / 16 * 16 + 16;
+  params.stage_bytes = StageBytes(head_bytes);
   params.query_stride = OperandStride(query_columns);
   params.weight_stride = OperandStride(weight_columns);
   const int row_bytes = kTileRows * (args.head_dim + 1) * static_cast<int>(sizeof(float));

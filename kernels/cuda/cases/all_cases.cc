@@ -4,7 +4,8 @@ namespace zeroc::kernels::cuda {
 
 std::vector<Case> AllCases() {
   std::vector<Case> all;
-  for (const auto& some : {RowCases(), KvCases(), DecodeCases()}) all.insert(all.end(), some.begin(), some.end());
+  for (const auto& some : {RowCases(), KvCases(), DecodeCases(), PrefillCases()})
+    all.insert(all.end(), some.begin(), some.end());
   return all;
 }
 

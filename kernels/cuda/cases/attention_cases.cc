@@ -378,7 +378,120 @@ void DecodeExactCase(Outcome& outcome) {
   CheckDecode({sequence}, heads, Random(10).Normals(8 * dim, 0.11f), 1, {0x1p-16, 0x1p-16}, outcome);
 }
 
-constexpr Case kCases[] = {
+// ---- Prefill ----
+
+// q and the probabilities are bf16: factors that err by up to half of 2^-8, independently; codes are exact. The
+// rounding of the result comes on top.
+constexpr Errors kPrefillErrors = {6 * 0.6 * kEpsBf16, kEpsBf16};
+
+void CheckPrefill(const std::vector<Sequence>& sequences, const Heads& heads, const std::vector<float>& q,
+                  const Errors& errors, Outcome& outcome) {
+  const int d = heads.head_dim;
+  std::vector<AttentionSequence> asked;
+  std::int64_t q_offset = 0, n_tokens = 0;
+  for (const Sequence& sequence : sequences) {
+    asked.push_back({sequence.device, sequence.first_pos, sequence.n_tokens, q_offset, n_tokens});
+    q_offset += std::int64_t{sequence.n_tokens} * heads.n_heads * d;
+    n_tokens += sequence.n_tokens;
+  }
+  AttentionTiles plan;
+  outcome.Expect(MakePrefillTiles(asked, heads.n_heads, heads.n_kv_heads, d, &plan) == KernelStatus::kOk, "plan");
+  const DeviceTiles device(plan);
+  const std::int64_t dst_stride = heads.n_heads * d + 4;
+  const Buffer<float> device_q(q);
+  const Buffer<Bf16> dst(std::vector<Bf16>(static_cast<std::size_t>(n_tokens * dst_stride), FloatToBf16(-7.0f)));
+  outcome.Done(PrefillAttention(
+      {device_q.data(), device.tiles.data(), static_cast<std::int32_t>(plan.tiles.size()), device.segments.data(),
+       plan.layouts.data(), static_cast<std::int32_t>(plan.layouts.size()), d, dst.data(), dst_stride},
+      nullptr));
+  const auto got = dst.ToHost();
+  q_offset = 0;
+  std::int64_t first_token = 0;
+  for (const Sequence& sequence : sequences) {
+    const Rows expected = ReferenceRows(sequence, heads, q.data() + q_offset);
+    q_offset += std::int64_t{sequence.n_tokens} * heads.n_heads * d;
+    std::vector<double> out;
+    for (int head = 0; head < heads.n_kv_heads; ++head) {
+      for (int row = 0; row < sequence.n_tokens * heads.group(); ++row) {
+        const std::int64_t at =
+            (first_token + row / heads.group()) * dst_stride + (head * heads.group() + row % heads.group()) * d;
+        for (int i = 0; i < d; ++i) out.push_back(Bf16ToFloat(got[static_cast<std::size_t>(at + i)]));
+      }
+    }
+    CheckRows(expected, out, {}, d, errors, kEpsBf16, outcome);
+    first_token += sequence.n_tokens;
+  }
+}
+
+void PrefillShapesCase(Outcome& outcome) {
+  for (const int dim : {64, 80, 144}) {
+    unsigned seed = 200;
+    for (const Shape& shape : ShapesOf(dim)) {
+      const int group = seed % 2 == 0 ? 4 : 3, n_tokens = dim == 64 && group == 3 ? 30 : 5;
+      if (dim != 64 && seed % 3 != 0) {  // the larger ones with every third shape
+        ++seed;
+        continue;
+      }
+      const Heads heads = {group * 2, 2, dim};
+      const auto layout = LayoutOf(2, dim, 64, shape.k, shape.v, seed % 3 != 0);
+      const History history(layout, 2, 128, ++seed);
+      Sequence sequence = {.first_pos = 128 - n_tokens, .n_tokens = n_tokens};
+      sequence.Add(history, history.Host(0, 0, 128));
+      const auto q = Random(seed).Normals(n_tokens * heads.n_heads * dim, 1.0f / std::sqrt(float(dim)));
+      CheckPrefill({sequence}, heads, q, kPrefillErrors, outcome);
+    }
+  }
+}
+
+void PrefillSegmentsCase(Outcome& outcome) {
+  const int dim = 64;
+  const auto exact = LayoutOf(2, dim, 64, {{16, dim}}, {{16, dim}}, false);
+  const History sink(LayoutOf(2, dim, 16, {{16, dim}}, {{16, dim}}, false), 1, 16, 1);
+  const History middle(LayoutOf(2, dim, 64, {{4, 32}, {2, 32}}, {{3, dim}}, true), 2, 128, 2);
+  const History cold(LayoutOf(2, dim, 64, {{4, 32}, {0, 32}}, {{1, 48}, {16, 16}}, true), 1, 64, 3);
+  const Heads heads = {6, 2, dim};
+  std::vector<Sequence> sequences;
+  std::vector<std::unique_ptr<History>> recents;
+  int n_tokens_all = 0;
+  for (const int last : {272, 319, 383}) {
+    recents.push_back(std::make_unique<History>(exact, 2, last - 256 + 1, 4));
+    for (const int n_tokens : {1, 16, 60}) {
+      sequences.push_back(Mixed(sink, middle, cold, *recents.back(), last, n_tokens));
+      n_tokens_all += n_tokens;
+    }
+  }
+  const auto q = Random(5).Normals(n_tokens_all * heads.n_heads * dim, 0.125f);
+  CheckPrefill(sequences, heads, q, kPrefillErrors, outcome);
+}
+
+// Windows and ages at every edge, the mass correction, and a NaN that stays in its row.
+void PrefillWindowsCase(Outcome& outcome) {
+  const int dim = 64;
+  const Heads heads = {2, 1, dim};
+  const History history(LayoutOf(1, dim, 64, {{4, dim}}, {{4, dim}}, true), 2, 128, 9);
+  const std::vector<float> mass = {0.3f, 0.2f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
+  const Buffer<float> device_mass(mass);
+  std::vector<Sequence> sequences;
+  for (const int begin : {0, 1, 63, 64, 65, 128}) {
+    for (const int end : {0, 1, 64, 66, 127}) {
+      Sequence sequence = {.first_pos = 1060, .n_tokens = 10};
+      sequence.Add(history, history.Host(1000, 1000 + begin, 1000 + end), &mass, &device_mass);
+      sequence.host[0].max_age = sequence.device[0].max_age = end == 66 ? 0 : 1000;
+      sequences.push_back(sequence);
+    }
+  }
+  auto q = Random(5).Normals(static_cast<std::int64_t>(sequences.size()) * 10 * 2 * dim, 0.125f);
+  q[static_cast<std::size_t>(2 * dim + 5)] = kNan;
+  CheckPrefill(sequences, heads, q, kPrefillErrors, outcome);
+}
+
+constexpr Case kPrefill[] = {
+    {"prefill", "shapes", PrefillShapesCase},
+    {"prefill", "segments", PrefillSegmentsCase},
+    {"prefill", "windows", PrefillWindowsCase},
+};
+
+constexpr Case kDecode[] = {
     {"decode", "exact", DecodeExactCase},       {"decode", "shapes", DecodeShapesCase},
     {"decode", "segments", DecodeSegmentsCase}, {"decode", "windows", DecodeWindowsCase},
     {"decode", "mass", DecodeMassCase},         {"decode", "extremes", DecodeExtremesCase},
@@ -387,6 +500,7 @@ constexpr Case kCases[] = {
 
 }  // namespace
 
-std::span<const Case> DecodeCases() { return kCases; }
+std::span<const Case> DecodeCases() { return kDecode; }
+std::span<const Case> PrefillCases() { return kPrefill; }
 
 }  // namespace zeroc::kernels::cuda

@@ -81,6 +81,7 @@ struct Case {
 std::span<const Case> RowCases();
 std::span<const Case> KvCases();
 std::span<const Case> DecodeCases();
+std::span<const Case> PrefillCases();
 std::vector<Case> AllCases();
 
 class Random {

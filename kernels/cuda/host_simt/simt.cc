@@ -77,8 +77,7 @@ struct Fiber {
 };
 
 std::string Name(const Site& site) {
-  std::string file = site.file;
-  return file.substr(file.find_last_of('/') + 1) + ":" + std::to_string(site.line);
+  return std::string(site.file.substr(site.file.find_last_of('/') + 1)) + ":" + std::to_string(site.line);
 }
 
 class Machine {
@@ -384,13 +383,18 @@ void Multiply(void* const* operands, A (*get_a)(std::uint32_t, int), B (*get_b)(
       for (int r = 0; r < 2; ++r) b[first + i + 4 * kPack * r][g] = get_b(mine->b[r], i);
     }
   }
+  Sum product[16][8] = {};
+  for (int row = 0; row < 16; ++row) {
+    for (int k = 0; k < kDepth; ++k) {
+      for (int column = 0; column < 8; ++column) {
+        product[row][column] += static_cast<Sum>(a[row][k]) * static_cast<Sum>(b[k][column]);
+      }
+    }
+  }
   for (int lane = 0; lane < kWarp; ++lane) {
     const auto* mine = static_cast<const MmaOperand<Sum>*>(operands[lane]);
     for (int r = 0; r < 4; ++r) {
-      const int row = lane / 4 + 8 * (r / 2), column = 2 * (lane % 4) + (r % 2 ^ mine->swap);
-      Sum sum = mine->c[r];
-      for (int k = 0; k < kDepth; ++k) sum += static_cast<Sum>(a[row][k]) * static_cast<Sum>(b[k][column]);
-      mine->c[r] = sum;
+      mine->c[r] += product[lane / 4 + 8 * (r / 2)][2 * (lane % 4) + (r % 2 ^ mine->swap)];
     }
   }
 }

@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace zeroc::kernels::cuda::simt {
@@ -32,7 +33,7 @@ struct Site {
     kCopyWait,                      // does not wait
     kBlock,                         // not a call: the grid's last block does not run
   };
-  const char* file = "";
+  std::string_view file;
   int line = 0;
   Kind kind = Kind::kBarrier;
 
