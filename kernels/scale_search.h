@@ -81,14 +81,25 @@ inline constexpr float kEighthMiddles[8] = {1.04427378f, 1.13878863f, 1.24185781
 inline constexpr float kQuarterMiddles[4] = {1.09050773f, 1.29683955f, 1.54221083f, 1.83400809f};
 inline constexpr float kQuarters[4] = {1.0f, 1.18920708f, 1.41421354f, 1.68179286f};
 
+// How many of the bounds, from the i-th on, lie below x. Bounds are template arguments and become literals: nvcc takes
+// a loop over an array of the host in device code without a word and compiles it to nothing.
+template <const auto& bounds, int n, int i = 0>
+constexpr int CountBelow(float x) {
+  if constexpr (i == n) {
+    return 0;
+  } else {
+    constexpr float bound = bounds[i];
+    return (x > bound ? 1 : 0) + CountBelow<bounds, n, i + 1>(x);
+  }
+}
+
 // n floor(log2 x) + the number of bounds below x / 2^floor(log2 x); x >= 0. Zero and subnormals give about -127 n.
-template <int n>
-constexpr int LogStep(float x, const float (&bounds)[n]) {
+template <const auto& bounds>
+constexpr int LogStep(float x) {
+  constexpr int n = static_cast<int>(sizeof(bounds) / sizeof(bounds[0]));
   const auto raw = std::bit_cast<std::uint32_t>(x);
   const auto fraction = std::bit_cast<float>((raw & 0x7fffffu) | 0x3f800000u);
-  int step = (static_cast<int>(raw >> 23 & 0xffu) - 127) * n;
-  for (const float bound : bounds) step += fraction > bound ? 1 : 0;
-  return step;
+  return (static_cast<int>(raw >> 23 & 0xffu) - 127) * n + CountBelow<bounds, n>(fraction);
 }
 
 constexpr int Clamp(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
@@ -99,13 +110,13 @@ inline constexpr int kSmallestEvenCode = 2, kLargestEvenCode = 254;
 
 // The scale code nearest to a half range > 0, in the logarithm.
 constexpr int NearestScaleCode(float half) {
-  const int step = scale_internal::LogStep(half, scale_internal::kEighthMiddles);
+  const int step = scale_internal::LogStep<scale_internal::kEighthMiddles>(half);
   return scale_internal::Clamp(step + kScaleBias, 1, kMaxScaleCode);
 }
 
 // Steps of two codes from code 160 to the one nearest to a half range > 0, and to the first that is not below it.
-constexpr int NearestEvenStep(float half) { return scale_internal::LogStep(half, scale_internal::kQuarterMiddles); }
-constexpr int CoveringEvenStep(float half) { return scale_internal::LogStep(half, scale_internal::kQuarters); }
+constexpr int NearestEvenStep(float half) { return scale_internal::LogStep<scale_internal::kQuarterMiddles>(half); }
+constexpr int CoveringEvenStep(float half) { return scale_internal::LogStep<scale_internal::kQuarters>(half); }
 constexpr int EvenCode(int step) {
   return scale_internal::Clamp(kScaleBias + kNibbleStep * step, kSmallestEvenCode, kLargestEvenCode);
 }

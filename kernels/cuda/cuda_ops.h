@@ -21,6 +21,39 @@ KernelStatus HeadNorm(const HeadNormArgs& args, Stream stream);
 KernelStatus SwiGlu(const SwiGluArgs& args, Stream stream);
 KernelStatus Relu(const ReluArgs& args, Stream stream);
 
+// y[r, o] (+)= bias[o] for o in [out_begin, out_end): what comes before a product (linear.h).
+struct AddBiasArgs {
+  const float* bias;  // [n_out]
+  std::int64_t out_begin, out_end;
+  std::int64_t n_rows;
+  float* y;
+  std::int64_t y_stride;
+  bool accumulate;
+};
+KernelStatus AddBias(const AddBiasArgs& args, Stream stream);
+
+// ---- Whole blocks ----
+
+// XXH3 of 64 bits, seed 0, of every block: what libzeroc/comm/checksum.h computes on the host.
+struct BlockChecksumArgs {
+  const std::uint8_t* const* blocks;  // [n_blocks] device array of device pointers, multiples of 8
+  std::int32_t n_blocks;
+  std::int64_t block_bytes;  // more than 240, a multiple of 8
+  std::uint64_t* out;        // [n_blocks]
+};
+KernelStatus BlockChecksums(const BlockChecksumArgs& args, Stream stream);
+
+// Between scattered blocks and a contiguous buffer: what a transport without access to device memory sends and receives
+// through pinned memory in one copy.
+struct BlockCopyArgs {
+  std::uint8_t* const* blocks;  // [n_blocks] device array of device pointers, multiples of 16
+  std::int32_t n_blocks;
+  std::int64_t block_bytes;  // a multiple of 16
+  std::uint8_t* contiguous;  // [n_blocks, block_bytes], at a multiple of 16
+};
+KernelStatus GatherBlocks(const BlockCopyArgs& args, Stream stream);
+KernelStatus ScatterBlocks(const BlockCopyArgs& args, Stream stream);
+
 // ---- Queries, keys and values ----
 
 // The maps of a layer as the tensor cores take them: every number as the sum of two bf16, in tiles of the KV format

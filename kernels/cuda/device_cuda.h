@@ -57,6 +57,7 @@ ZEROC_DEVICE void MmaS8U8(std::int32_t (&c)[4], const std::uint32_t (&a)[4], std
 ZEROC_DEVICE std::uint32_t FunnelShiftRight(std::uint32_t low, std::uint32_t high, int bits) {
   return __funnelshift_r(low, high, static_cast<unsigned>(bits));
 }
+ZEROC_DEVICE std::uint64_t MultiplyHigh(std::uint64_t a, std::uint64_t b) { return __umul64hi(a, b); }
 ZEROC_DEVICE float BitsToFloat(std::uint32_t bits) { return __uint_as_float(bits); }
 ZEROC_DEVICE std::uint32_t FloatToBits(float value) { return __float_as_uint(value); }
 // Nearest, ties to even.

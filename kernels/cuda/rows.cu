@@ -90,6 +90,13 @@ ZEROC_KERNEL(kRowThreads) ReluKernel(ReluArgs args) {
   for (std::int64_t i = ThreadIdx(); i < args.width; i += kRowThreads) out[i] = ToBf16(x[i] < 0.0f ? 0.0f : x[i]);
 }
 
+ZEROC_KERNEL(kRowThreads) AddBiasKernel(AddBiasArgs args) {
+  float* y = args.y + BlockIdx() * args.y_stride;
+  for (std::int64_t i = args.out_begin + ThreadIdx(); i < args.out_end; i += kRowThreads) {
+    y[i] = args.accumulate ? y[i] + args.bias[i] : args.bias[i];
+  }
+}
+
 constexpr int kSumBytes = kWarps * static_cast<int>(sizeof(float));
 
 template <typename Args>
@@ -113,5 +120,13 @@ KernelStatus HeadNorm(const HeadNormArgs& args, Stream stream) {
 }
 KernelStatus SwiGlu(const SwiGluArgs& args, Stream stream) { return LaunchRows(SwiGluKernel, args, stream); }
 KernelStatus Relu(const ReluArgs& args, Stream stream) { return LaunchRows(ReluKernel, args, stream); }
+
+KernelStatus AddBias(const AddBiasArgs& args, Stream stream) {
+  if (args.bias == nullptr || args.y == nullptr || args.n_rows < 0 || args.out_begin < 0 ||
+      args.out_begin > args.out_end || args.y_stride < args.out_end) {
+    return KernelStatus::kBadShape;
+  }
+  return Launch(AddBiasKernel, {args.n_rows, kRowThreads}, stream, args);
+}
 
 }  // namespace zeroc::kernels::cuda

@@ -42,7 +42,9 @@ std::string Join(const std::vector<std::string>& list) {
 Result<const kernels::Ops*> OpsOf(const std::string& backend) {
   if (backend == "ref") return &kernels::ReferenceOps();
   if (backend == "cpu") return &kernels::CpuOps();
-  return Unimplemented("backend cuda: this build has no CUDA support; use --backend cpu");
+  return Unimplemented(
+      "backend cuda: the CUDA kernels are there, but the engine does not keep weights and KV on a GPU yet "
+      "(docs/cuda.md); use --backend cpu");
 }
 
 Result<std::shared_ptr<const Plan>> OpenPlan(const ModelOptions& options, const Checkpoint& checkpoint) {

@@ -82,6 +82,7 @@ std::span<const Case> RowCases();
 std::span<const Case> KvCases();
 std::span<const Case> DecodeCases();
 std::span<const Case> PrefillCases();
+std::span<const Case> BlockCases();
 std::vector<Case> AllCases();
 
 class Random {

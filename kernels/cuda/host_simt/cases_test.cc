@@ -8,7 +8,12 @@
 namespace zeroc::kernels::cuda {
 namespace {
 
+#ifdef __SANITIZE_ADDRESS__
+constexpr simt::Order kOrders[] = {
+    simt::Order::kBackward};  // a fiber costs the sanitizer much; both in the other builds
+#else
 constexpr simt::Order kOrders[] = {simt::Order::kForward, simt::Order::kBackward};
+#endif
 
 TEST(CudaOnSimt, OpsMatchTheReference) {
   for (const Case& one : AllCases()) {
@@ -18,7 +23,7 @@ TEST(CudaOnSimt, OpsMatchTheReference) {
       one.run(outcome);
       EXPECT_EQ(outcome.n_failures(), 0) << one.family << ", " << one.name << ": " << outcome.first_failure();
       EXPECT_GT(outcome.n_checked(), 0u) << one.name;
-      if (order == simt::Order::kForward) {
+      if (order == simt::Order::kBackward) {
         std::printf("[ tolerance ] %s, %s: %.3f of the bound used in %zu values\n", one.family, one.name,
                     outcome.used(), outcome.n_checked());
       }

@@ -56,6 +56,10 @@ inline void MmaS8U8(std::int32_t (&c)[4], const std::uint32_t (&a)[4], std::uint
 inline std::uint32_t FunnelShiftRight(std::uint32_t low, std::uint32_t high, int bits) {
   return static_cast<std::uint32_t>((std::uint64_t{high} << 32 | low) >> bits);
 }
+inline std::uint64_t MultiplyHigh(std::uint64_t a, std::uint64_t b) {
+  __extension__ using Wide = unsigned __int128;
+  return static_cast<std::uint64_t>(Wide{a} * b >> 64);
+}
 inline float BitsToFloat(std::uint32_t bits) { return std::bit_cast<float>(bits); }
 inline std::uint32_t FloatToBits(float value) { return std::bit_cast<std::uint32_t>(value); }
 inline float Round(float x) { return std::nearbyint(x); }
