@@ -1,7 +1,5 @@
 #include "libzeroc/comm/ucx/ucx_wire.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -9,6 +7,7 @@
 #include "libzeroc/base/check.h"
 #include "libzeroc/comm/ucx/ucx_envelope.h"
 #include "libzeroc/comm/ucx/ucx_lanes.h"
+#include "libzeroc/comm/ucx/ucx_link.h"
 
 namespace zeroc {
 namespace {
@@ -17,7 +16,6 @@ constexpr unsigned kAmId = 7;                // one id; our header says the rest
 constexpr int kProgressMax = 64;             // UCX progress calls in a row before commands get their turn
 constexpr int kSoonPollMs = 1;               // something moves without an event
 constexpr double kAliveCheckSeconds = 0.02;  // while busy; when idle the descriptors wake us
-constexpr double kDeadCloseSeconds = 0.1;    // for UCX to finish with a local peer that is dead already
 constexpr int kIdlePollMs = 200;  // while peers exist: lets keep-alive run even if UCX's timer does not wake us
 constexpr std::size_t kDeferredHellosMax = 1024;
 constexpr std::size_t kSmallPayload = 64 << 10;  // larger copies are worth keeping, which spares page faults
@@ -41,42 +39,6 @@ Status FromUcs(ucs_status_t status, const std::string& what) {
 }
 
 }  // namespace
-
-struct UcxWire::Link {
-  UcxWire* wire = nullptr;
-  PeerId peer = PeerId::kNone;
-  ucp_ep_h ep = nullptr;
-  ucp_rkey_h rkey = nullptr;
-  std::uint64_t remote_base = 0;
-  bool failed = false;
-  bool local = false;  // shared memory: UCX reports no failures, we watch the process
-  int process_fd = -1;
-  std::unordered_set<Request*> requests;
-
-  ~Link();
-  bool puts = false;  // one-sided writes read the caller's memory
-  // closing
-  void* drain_request = nullptr;
-  void* close_request = nullptr;
-  bool drain_started = false;
-  bool close_started = false;
-  double close_deadline = 0;
-  Done closed;  // empty: the core has been told
-};
-
-struct UcxWire::Request {
-  Link* link = nullptr;
-  Done done;                // empty: already answered, the link was abandoned
-  FrameHeaderBytes header;  // UCX 1.13 reads it until the request is over
-  // Always our own copy: a peer that stopped cannot be cancelled in time (AdvanceClosing), but the caller's bytes must
-  // be free when Close says so. Costs one pass over the piece; measured in bench/transport_bench.cc.
-  std::vector<std::byte> payload;
-};
-
-UcxWire::Link::~Link() {
-  if (process_fd >= 0) ::close(process_fd);
-  for (Request* request : requests) delete request;  // of an abandoned link, after its worker is gone
-}
 
 struct UcxWire::Receive {
   UcxWire* wire = nullptr;
@@ -375,85 +337,6 @@ void UcxWire::FlushPuts(PeerId peer, Done done) {
   if (link == nullptr) return done(Unavailable("the end-point has failed"));
   PostRequest(*link, std::move(done),
               [&](Request&, ucp_request_param_t& param) { return ucp_ep_flush_nbx(link->ep, &param); });
-}
-
-// ---- closing ----
-//
-// UCX 1.13 survives a forced close of a TCP end-point only when nothing is left to send on it or it has failed already:
-// otherwise it keeps half of the connection, and frees it inside its own event loop when the peer goes (seen as a crash
-// in uct_tcp_iface_progress). So a link drains first. If the peer does not take the bytes in time (stopped), the core
-// is told that the link is closed all the same, and the end-point is closed later, when it has drained or failed.
-
-void UcxWire::Close(PeerId peer, Done closed) {
-  auto node = links_.extract(peer);
-  if (node.empty()) return closed(OkStatus());
-  std::unique_ptr<Link> link = std::move(node.mapped());
-  link->closed = std::move(closed);
-  const double patience = options_.close_timeout_ms * 0.5e-3;
-  link->close_deadline =
-      NowSeconds() + (link->local && link->failed ? std::min(patience, kDeadCloseSeconds) : patience);
-  closing_.push_back(std::move(link));
-}
-
-// True when the end-point may be closed now.
-bool UcxWire::Drained(Link& link) {
-  if (!link.local && (link.failed || link.puts)) return true;
-  if (!link.requests.empty()) return false;
-  if (link.local) return true;  // its close drains by itself
-  if (!link.drain_started) {
-    link.drain_started = true;
-    ucp_request_param_t param{};
-    link.drain_request = ucp_ep_flush_nbx(link.ep, &param);
-    if (UCS_PTR_IS_ERR(link.drain_request)) link.drain_request = nullptr;
-  }
-  if (link.drain_request == nullptr) return true;
-  if (ucp_request_check_status(link.drain_request) == UCS_INPROGRESS) return false;
-  ucp_request_free(link.drain_request);
-  link.drain_request = nullptr;
-  return true;
-}
-
-// True when UCX has let go of the link.
-bool UcxWire::Closed(Link& link) {
-  if (!link.close_started) {
-    if (!Drained(link)) return false;
-    link.close_started = true;
-    ucp_request_param_t param{};
-    param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
-    param.flags = link.local ? 0 : UCP_EP_CLOSE_FLAG_FORCE;  // force needs UCX's failure handling
-    link.close_request = ucp_ep_close_nbx(link.ep, &param);
-    if (UCS_PTR_IS_ERR(link.close_request)) link.close_request = nullptr;
-  }
-  if (link.drain_request != nullptr && ucp_request_check_status(link.drain_request) != UCS_INPROGRESS) {
-    ucp_request_free(link.drain_request);
-    link.drain_request = nullptr;
-  }
-  if (link.close_request != nullptr && ucp_request_check_status(link.close_request) != UCS_INPROGRESS) {
-    ucp_request_free(link.close_request);
-    link.close_request = nullptr;
-  }
-  return link.close_request == nullptr && link.drain_request == nullptr && link.requests.empty();
-}
-
-bool UcxWire::AdvanceClosing() {
-  std::vector<std::unique_ptr<Link>> closing = std::exchange(closing_, {});
-  bool any = false;
-  for (std::unique_ptr<Link>& link : closing) {
-    const bool over = Closed(*link);
-    if (link->closed && (over || NowSeconds() >= link->close_deadline)) {
-      any = true;
-      for (Request* request : std::vector<Request*>(link->requests.begin(), link->requests.end())) {
-        if (const Done done = std::exchange(request->done, nullptr)) done(Cancelled("ucx: not over in time"));
-      }
-      std::exchange(link->closed, nullptr)(OkStatus());
-    }
-    if (!over) {
-      closing_.push_back(std::move(link));
-    } else if (link->rkey != nullptr) {
-      ucp_rkey_destroy(link->rkey);
-    }
-  }
-  return any;
 }
 
 // ---- UCX's callbacks ----
