@@ -10,12 +10,17 @@ StopMatcher::StopMatcher(std::vector<std::string> stops) : stops_(std::move(stop
 }
 
 StopMatcher::Output StopMatcher::Push(std::string_view piece) {
-  if (stops_.empty()) return {std::string(piece), false};
+  if (stops_.empty()) return {std::string(piece), false, {}};
   held_ += piece;
   std::size_t found = std::string::npos;
-  for (const std::string& stop : stops_) found = std::min(found, held_.find(stop));
-  if (found != std::string::npos) {
-    Output output{held_.substr(0, found), true};
+  const std::string* which = nullptr;
+  for (const std::string& stop : stops_) {
+    const std::size_t at = held_.find(stop);
+    if (at < found) which = &stop;
+    found = std::min(found, at);
+  }
+  if (which != nullptr) {
+    Output output{held_.substr(0, found), true, *which};
     held_.clear();
     return output;
   }
@@ -27,7 +32,7 @@ StopMatcher::Output StopMatcher::Push(std::string_view piece) {
   };
   const std::string_view held = held_;
   while (keep > 0 && !begins_a_stop(held.substr(held.size() - keep))) --keep;
-  Output output{held_.substr(0, held_.size() - keep), false};
+  Output output{held_.substr(0, held_.size() - keep), false, {}};
   held_.erase(0, held_.size() - keep);
   return output;
 }

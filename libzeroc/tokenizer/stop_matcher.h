@@ -18,9 +18,9 @@ class StopMatcher {
   struct Output {
     std::string text;      // to be shown now
     bool stopped = false;  // a stop string was found; it and all after it are cut off
+    std::string stop;      // .. which one
   };
-  // After `stopped`, nothing more may be pushed. The earliest match wins; of two that begin together either gives the
-  // same text.
+  // After `stopped`, nothing more may be pushed. The earliest match wins, of two that begin together the first listed.
   Output Push(std::string_view piece);
   // The end came without a match: what was held back.
   std::string Flush();

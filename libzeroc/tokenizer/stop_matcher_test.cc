@@ -40,6 +40,12 @@ TEST(StopMatcher, DoesNotDependOnThePieces) {
   }
 }
 
+TEST(StopMatcher, TellsWhichStringItWas) {
+  EXPECT_EQ(StopMatcher({"b", "a"}).Push("xab").stop, "a") << "the earliest";
+  EXPECT_EQ(StopMatcher({"ENDE", "END"}).Push("ENDE").stop, "ENDE") << "the first listed";
+  EXPECT_EQ(StopMatcher({"b"}).Push("x").stop, "");
+}
+
 TEST(StopMatcher, HoldsBackNoMoreThanNeeded) {
   StopMatcher matcher({"STOP"});
   EXPECT_EQ(matcher.Push("abc").text, "abc");

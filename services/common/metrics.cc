@@ -107,6 +107,8 @@ struct Metrics::Families {
   Histograms jct = MakeHistogram("zeroc_request_jct_seconds", "Arrival at the router to the last token.", E2eBuckets());
   Histograms phase = MakeHistogram("zeroc_jct_phase_seconds", "Parts of the JCT; they add up to it.", PhaseBuckets());
   Counters decisions = MakeCounter("zeroc_policy_decisions_total", "Profiles chosen, and why.");
+  Counters prefix_expected =
+      MakeCounter("zeroc_policy_prefix_tokens_total", "Prompt tokens expected in the prefix cache of chosen workers.");
   Gauges ppl_increase = MakeGauge("zeroc_ppl_increase", "Perplexity increase of the last request, absolute.");
   Counters retries = MakeCounter("zeroc_retries_total", "Attempts repeated on another worker.");
   Gauges workers = MakeGauge("zeroc_workers", "Workers registered and healthy.");
@@ -158,6 +160,9 @@ void Metrics::ObservePhase(std::string_view phase, double seconds) {
 }
 void Metrics::CountDecision(std::string_view profile, std::string_view reason) {
   families_->decisions.Get({{"profile", std::string(profile)}, {"reason", std::string(reason)}}).Increment();
+}
+void Metrics::AddPrefixExpected(std::string_view role, std::uint64_t n_tokens) {
+  families_->prefix_expected.Get({{"role", std::string(role)}}).Increment(static_cast<double>(n_tokens));
 }
 void Metrics::SetPplIncrease(std::string_view kind, double absolute) {
   families_->ppl_increase.Get({{"kind", std::string(kind)}}).Set(absolute);

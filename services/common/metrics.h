@@ -28,6 +28,8 @@ class Metrics {
   void ObserveJct(std::string_view profile, std::string_view outcome, double seconds);
   void ObservePhase(std::string_view phase, double seconds);  // queue, reserve, prefill, wire, admit, decode
   void CountDecision(std::string_view profile, std::string_view reason);
+  // Prompt tokens that the router expects in the prefix cache of the worker that it chose. n = 0: as CountRetry.
+  void AddPrefixExpected(std::string_view role, std::uint64_t n_tokens);  // prefill, decode
   void SetPplIncrease(std::string_view kind, double absolute);  // budget, predicted, audited; of the last request
   // n = 0 puts the series on the page, so that a rate is known from the first event on.
   void CountRetry(std::string_view stage, int n = 1);  // reserve, prefill, decode

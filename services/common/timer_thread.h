@@ -1,10 +1,8 @@
-// One thread that runs callbacks at a time: request deadlines, expiry sweeps, bounded waits.
+// Timers on one thread and the system's clocks: request deadlines, expiry sweeps, bounded waits.
 //
-// Any thread may call Schedule and Cancel, callbacks too. Callbacks run one at a time on the timer's thread and must
-// not block. The destructor drops what has not run and waits for a callback that is running.
+// The destructor drops what has not run and waits for a callback that is running.
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -12,24 +10,21 @@
 #include <utility>
 
 #include "libzeroc/base/mutex.h"
+#include "services/common/timers.h"
 
 namespace zeroc {
 
-enum class TimerId : std::uint64_t { kNone = 0 };
-
-class TimerThread {
+class TimerThread final : public Timers {
  public:
-  using Clock = std::chrono::steady_clock;
-
   TimerThread();
-  ~TimerThread();
+  ~TimerThread() override;
   TimerThread(const TimerThread&) = delete;
   TimerThread& operator=(const TimerThread&) = delete;
 
-  // Never kNone.
-  TimerId Schedule(Clock::time_point when, std::function<void()> callback);
-  // After it the callback does not start; one that is running already is not waited for. Unknown ids are fine.
-  void Cancel(TimerId id);
+  Clock::time_point Now() const override { return Clock::now(); }
+  WallClock::time_point WallNow() const override { return WallClock::now(); }
+  TimerId Schedule(Clock::time_point when, std::function<void()> callback) override;
+  void Cancel(TimerId id) override;
 
  private:
   using Key = std::pair<Clock::time_point, TimerId>;

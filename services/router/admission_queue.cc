@@ -10,7 +10,7 @@ constexpr std::chrono::milliseconds kSettle(2);
 
 }  // namespace
 
-AdmissionQueue::AdmissionQueue(const Config& config, TimerThread& timers, Metrics& metrics)
+AdmissionQueue::AdmissionQueue(const Config& config, Timers& timers, Metrics& metrics)
     : config_(config), timers_(timers), metrics_(metrics) {
   metrics_.SetRequestsWaiting(0);
 }
@@ -95,7 +95,7 @@ void AdmissionQueue::Wake() {
 
 void AdmissionQueue::ScheduleRound(std::chrono::milliseconds delay) {
   if (round_timer_ != TimerId::kNone) return;
-  round_timer_ = timers_.Schedule(TimerThread::Clock::now() + delay, [weak = weak_from_this()] {
+  round_timer_ = timers_.Schedule(timers_.Now() + delay, [weak = weak_from_this()] {
     if (const auto self = weak.lock()) self->OnRound();
   });
 }
@@ -121,7 +121,7 @@ void AdmissionQueue::NextTurn() {
       --n_waiting_;
       ++n_tries_;
       ShowWaiting();
-      timers_.Schedule(TimerThread::Clock::now(), place.on_turn);
+      timers_.Schedule(timers_.Now(), place.on_turn);
       return;
     }
     if (place.overtaken >= config_.overtakes_max) return;

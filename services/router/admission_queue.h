@@ -18,7 +18,7 @@
 #include "libzeroc/base/mutex.h"
 #include "libzeroc/base/status.h"
 #include "services/common/metrics.h"
-#include "services/common/timer_thread.h"
+#include "services/common/timers.h"
 
 namespace zeroc {
 
@@ -35,7 +35,7 @@ class AdmissionQueue : public std::enable_shared_from_this<AdmissionQueue> {
   static constexpr Ticket kNoTicket{0, 0};
 
   // `metrics` hears how many wait. Both outlive the queue.
-  AdmissionQueue(const Config& config, TimerThread& timers, Metrics& metrics);
+  AdmissionQueue(const Config& config, Timers& timers, Metrics& metrics);
 
   struct Entry {
     Ticket ticket;
@@ -73,7 +73,7 @@ class AdmissionQueue : public std::enable_shared_from_this<AdmissionQueue> {
   Status CheckRoom() const ZEROC_REQUIRES(mu_);
 
   const Config config_;
-  TimerThread& timers_;
+  Timers& timers_;
   Metrics& metrics_;
 
   mutable Mutex mu_;

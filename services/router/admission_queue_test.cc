@@ -9,6 +9,8 @@
 #include <thread>
 #include <vector>
 
+#include "services/common/timer_thread.h"
+
 namespace zeroc {
 namespace {
 

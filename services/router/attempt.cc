@@ -84,6 +84,12 @@ void Attempt::StartPrefill(OnEvent<v1::PrefillEvent> on_event, StreamDone done) 
   prefill_call_ = prefill_worker.connection().Prefill(prefill, plan_.deadline, std::move(on_event), std::move(done));
 }
 
+// Its tokens are no load of that worker any more.
+void Attempt::PrefillEnded() {
+  prefill_call_ = nullptr;
+  prefill_worker.Reset();
+}
+
 void Attempt::CancelDecode() {
   if (decode_call_ == nullptr || decode_finish != v1::FINISH_REASON_UNSPECIFIED) return;
   std::exchange(decode_call_, nullptr)->Cancel();
@@ -109,7 +115,7 @@ void Attempt::Release(const v1::Lease& lease, std::string_view reason) const {
   release.set_request_id(plan_.request_id);
   release.set_reason(std::string(reason));
   decode_worker.connection().Release(
-      release, std::chrono::system_clock::now() + kReleaseTimeout, [request = plan_.request_id](const Status& done) {
+      release, timers_.WallNow() + kReleaseTimeout, [request = plan_.request_id](const Status& done) {
         if (!done.ok())
           LogWarning("release request=" + request + " failed=\"" + done.ToString() + "\": left to expire");
       });

@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "services/common/timers.h"
 #include "services/router/worker_connection.h"
 #include "services/router/worker_pool.h"
 #include "zeroc/v1/worker.pb.h"
@@ -41,13 +42,16 @@ v1::SamplingParams SamplingBehind(v1::SamplingParams sampling, std::uint32_t n_s
 
 class Attempt {
  public:
-  // `number` is unique in the request.
-  Attempt(std::uint32_t number, AttemptPlan plan)
-      : transfer_accounted(plan.local_prefill), number_(number), plan_(std::move(plan)) {}
+  // `number` is unique in the request. The timers outlive the attempt.
+  Attempt(std::uint32_t number, AttemptPlan plan, Timers& timers)
+      : transfer_accounted(plan.local_prefill), timers_(timers), number_(number), plan_(std::move(plan)) {}
 
   std::uint32_t number() const { return number_; }
   const AttemptPlan& plan() const { return plan_; }
 
+  // Of the prompt, in the prefix caches of its workers by what they list; they may know better by now.
+  std::uint32_t n_expected_at_prefill = 0;
+  std::uint32_t n_expected_at_decode = 0;
   WorkerPool::Ref decode_worker;
   WorkerPool::Ref prefill_worker;  // none when local
 
@@ -63,7 +67,8 @@ class Attempt {
   bool running() const { return running_; }
   bool stopped() const { return stopped_; }
   void DecodeEnded() { decode_call_ = nullptr; }
-  void PrefillEnded() { prefill_call_ = nullptr; }
+  void PrefillEnded();
+  bool prefill_open() const { return prefill_call_ != nullptr; }
   void LeaseEnded() { lease_.reset(); }  // by decode itself
   // Decode has nothing more to add.
   void CancelDecode();
@@ -86,10 +91,12 @@ class Attempt {
   v1::PrefillDone transfer;
   v1::KvBytes resident;       // as decode counted them
   double decode_seconds = 0;  // with decode_finish
+  Status decode_failure;      // held back until prefill has said what it has to say
 
  private:
   void Release(const v1::Lease& lease, std::string_view reason) const;
 
+  Timers& timers_;
   const std::uint32_t number_;
   const AttemptPlan plan_;
   bool reserving_ = false;

@@ -29,7 +29,7 @@ v1::GenerateRequest ScoreRequestFor(const Audit::Sample& sample, const std::stri
 
 class AuditRunner::Sink : public ResponseSink {
  public:
-  Sink(std::shared_ptr<AuditRunner> runner, TimerThread& timers) : runner_(std::move(runner)), timers_(timers) {}
+  Sink(std::shared_ptr<AuditRunner> runner, Timers& timers) : runner_(std::move(runner)), timers_(timers) {}
   void OnStarted(const v1::Started&) override {}
   void OnDelta(const v1::Delta& delta) override {
     logprobs_.insert(logprobs_.end(), delta.logprobs().begin(), delta.logprobs().end());
@@ -40,21 +40,20 @@ class AuditRunner::Sink : public ResponseSink {
  private:
   // From another thread: the next score is another flow, and must not start inside this one.
   void Hand(const Status& status) {
-    timers_.Schedule(TimerThread::Clock::now(),
-                     [runner = std::move(runner_), status, logprobs = std::move(logprobs_)]() mutable {
-                       runner->OnScored(status, std::move(logprobs));
-                     });
+    timers_.Schedule(timers_.Now(), [runner = std::move(runner_), status, logprobs = std::move(logprobs_)]() mutable {
+      runner->OnScored(status, std::move(logprobs));
+    });
   }
   std::shared_ptr<AuditRunner> runner_;
-  TimerThread& timers_;
+  Timers& timers_;
   std::vector<v1::TokenLogprobs> logprobs_;
 };
 
-AuditRunner::AuditRunner(const Config& config, Router& router, Audit& audit, TimerThread& timers, Metrics& metrics)
+AuditRunner::AuditRunner(const Config& config, Router& router, Audit& audit, Timers& timers, Metrics& metrics)
     : config_(config), router_(router), audit_(audit), timers_(timers), metrics_(metrics) {}
 
 void AuditRunner::Start() {
-  timers_.Schedule(TimerThread::Clock::now() + config_.poll, [weak = weak_from_this()] {
+  timers_.Schedule(timers_.Now() + config_.poll, [weak = weak_from_this()] {
     if (const auto self = weak.lock()) self->Poll();
   });
 }

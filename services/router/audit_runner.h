@@ -12,7 +12,7 @@
 
 #include "libzeroc/base/mutex.h"
 #include "services/common/metrics.h"
-#include "services/common/timer_thread.h"
+#include "services/common/timers.h"
 #include "services/router/audit.h"
 #include "services/router/router.h"
 
@@ -24,7 +24,7 @@ class AuditRunner : public std::enable_shared_from_this<AuditRunner> {
     std::chrono::milliseconds poll{500};
     std::size_t others_max = 1;  // requests that may run beside it
   };
-  AuditRunner(const Config& config, Router& router, Audit& audit, TimerThread& timers, Metrics& metrics);
+  AuditRunner(const Config& config, Router& router, Audit& audit, Timers& timers, Metrics& metrics);
 
   void Start();
   // Cancels what runs and starts nothing more.
@@ -40,7 +40,7 @@ class AuditRunner : public std::enable_shared_from_this<AuditRunner> {
   const Config config_;
   Router& router_;
   Audit& audit_;
-  TimerThread& timers_;
+  Timers& timers_;
   Metrics& metrics_;
 
   Mutex mu_;

@@ -12,6 +12,7 @@
 #include "services/common/http_server.h"
 #include "services/common/logging.h"
 #include "services/common/shutdown_signal.h"
+#include "services/common/timer_thread.h"
 #include "services/router/audit_runner.h"
 #include "services/router/grpc_worker_connection.h"
 #include "services/router/http_front.h"

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <tuple>
 
 namespace zeroc {
 namespace {
@@ -17,6 +18,10 @@ std::optional<std::size_t> FindRung(std::span<const Rung> ladder, std::string_vi
     if (ladder[i].name == name) return i;
   }
   return std::nullopt;
+}
+
+std::uint32_t CachedTokens(const std::vector<std::uint32_t>& cached, std::size_t rung) {
+  return rung < cached.size() ? cached[rung] : 0;
 }
 
 struct Candidate {
@@ -37,6 +42,8 @@ std::optional<Candidate> Predict(const PolicyInput& input, std::size_t rung, std
   const double per_token = input.ladder[rung].kv_bytes_per_token;
   const double prompt_bytes = per_token * input.n_prompt_tokens;
   const double all_bytes = prompt_bytes + per_token * input.n_output_tokens;
+  const double n_computed = std::max(1.0, input.n_prompt_tokens - CachedTokens(prefill.cached_tokens, rung));
+  const double n_sent = std::max(1.0, input.n_prompt_tokens - CachedTokens(decode.cached_tokens, rung));
 
   if (decode.kv_bytes_total > 0) {
     const auto total = static_cast<double>(decode.kv_bytes_total), free = static_cast<double>(decode.kv_bytes_free);
@@ -46,12 +53,12 @@ std::optional<Candidate> Predict(const PolicyInput& input, std::size_t rung, std
     candidate.room_seconds = share * decode.request_decode_seconds.value_or(0);
   }
   if (prefill.seconds.has_value()) {
-    predicted.prefill = prefill.seconds->At(input.n_prompt_tokens);
+    predicted.prefill = prefill.seconds->At(n_computed);
     predicted.queue = prefill.seconds->slope * static_cast<double>(prefill.waiting_tokens);
   }
   predicted.queue += candidate.room_seconds;
   if (const auto& link = input.links[p * input.decodes.size() + d]; link.has_value()) {
-    const double wire = link->seconds.At(prompt_bytes);
+    const double wire = link->seconds.At(per_token * n_sent);
     predicted.wire = wire - std::min(wire, predicted.prefill) * std::clamp(link->hidden_share, 0.0, 1.0);
   }
   // On average a token attends to the prompt and half of the answer.
@@ -74,7 +81,8 @@ double Increase(const PolicyInput& input, std::size_t rung) {
   return input.ladder[rung].name == kUncompressedProfile ? 0.0 : input.ladder[rung].ppl_increase;
 }
 
-// The fastest of `candidates`; of equally fast ones the best quality. With `slo`, those that miss it least.
+// The fastest of `candidates`; of equally fast ones the best quality, then the decode worker with the fewest requests.
+// With `slo`, those that miss it least.
 const Candidate& Best(const PolicyInput& input, const std::vector<Candidate>& candidates, bool slo) {
   double miss = 0, jct = std::numeric_limits<double>::infinity();
   if (slo) {
@@ -88,8 +96,10 @@ const Candidate& Best(const PolicyInput& input, const std::vector<Candidate>& ca
   const Candidate* best = nullptr;
   for (const Candidate& c : candidates) {
     if (!allowed(c) || !SameTime(c.predicted.jct(), jct)) continue;
-    const double better = best == nullptr ? -1 : Increase(input, c.rung) - Increase(input, best->rung);
-    if (better < 0 || (better == 0 && c.predicted.jct() < best->predicted.jct())) best = &c;
+    const auto rank = [&](const Candidate& x) {
+      return std::tuple(Increase(input, x.rung), input.decodes[x.decode].n_requests, x.predicted.jct());
+    };
+    if (best == nullptr || rank(c) < rank(*best)) best = &c;
   }
   return *best;
 }
@@ -105,6 +115,30 @@ std::string_view GainReason(const PolicyInput& input, std::size_t bf16, const Ca
   return wire >= decode ? "wire" : "decode";
 }
 
+// The workers, where no time can be predicted but one has a beginning of the prompt: for prefill the fewest tokens to
+// do with this prompt's own, for decode the most room, where cached bytes count as room.
+void ChooseByCache(const PolicyInput& input, PolicyDecision* decision) {
+  const std::size_t rung = decision->rung_idx;
+  const auto has_some = [&](const auto& view) { return CachedTokens(view.cached_tokens, rung) > 0; };
+  if (std::any_of(input.prefills.begin(), input.prefills.end(), has_some)) {
+    const auto to_do = [&](const PrefillView& view) {
+      return static_cast<double>(view.waiting_tokens) - CachedTokens(view.cached_tokens, rung);
+    };
+    const auto best = std::min_element(input.prefills.begin(), input.prefills.end(),
+                                       [&](const auto& x, const auto& y) { return to_do(x) < to_do(y); });
+    decision->prefill_idx = static_cast<std::size_t>(best - input.prefills.begin());
+  }
+  if (std::any_of(input.decodes.begin(), input.decodes.end(), has_some)) {
+    const auto room = [&](const DecodeView& view) {
+      return static_cast<double>(view.kv_bytes_free) +
+             input.ladder[rung].kv_bytes_per_token * CachedTokens(view.cached_tokens, rung);
+    };
+    const auto best = std::max_element(input.decodes.begin(), input.decodes.end(),
+                                       [&](const auto& x, const auto& y) { return room(x) < room(y); });
+    decision->decode_idx = static_cast<std::size_t>(best - input.decodes.begin());
+  }
+}
+
 // Among `rungs`, not empty.
 PolicyDecision Among(const PolicyInput& input, const std::vector<std::size_t>& rungs) {
   const auto bytes = [&](std::size_t rung) { return input.ladder[rung].kv_bytes_per_token; };
@@ -114,7 +148,10 @@ PolicyDecision Among(const PolicyInput& input, const std::vector<std::size_t>& r
       *std::min_element(rungs.begin(), rungs.end(), [&](std::size_t x, std::size_t y) { return bytes(x) < bytes(y); });
   const bool measured =
       std::any_of(input.links.begin(), input.links.end(), [](const auto& link) { return link.has_value(); });
-  if (!measured) return decision;
+  if (!measured) {
+    ChooseByCache(input, &decision);
+    return decision;
+  }
 
   std::vector<Candidate> candidates;
   for (const std::size_t rung : rungs) {
@@ -140,6 +177,23 @@ PolicyDecision Among(const PolicyInput& input, const std::vector<std::size_t>& r
     decision.reason = GainReason(input, *bf16, best);
   }
   return decision;
+}
+
+// What would have been chosen if no worker had anything of the prompt.
+PolicyDecision AmongCold(PolicyInput input, const std::vector<std::size_t>& rungs) {
+  std::vector<PrefillView> prefills(input.prefills.begin(), input.prefills.end());
+  std::vector<DecodeView> decodes(input.decodes.begin(), input.decodes.end());
+  for (PrefillView& view : prefills) view.cached_tokens.clear();
+  for (DecodeView& view : decodes) view.cached_tokens.clear();
+  input.prefills = prefills;
+  input.decodes = decodes;
+  return Among(input, rungs);
+}
+
+bool AnythingCached(const PolicyInput& input) {
+  const auto cached = [](const auto& view) { return !view.cached_tokens.empty(); };
+  return std::any_of(input.prefills.begin(), input.prefills.end(), cached) ||
+         std::any_of(input.decodes.begin(), input.decodes.end(), cached);
 }
 
 }  // namespace
@@ -170,6 +224,14 @@ Result<PolicyDecision> Decide(const PolicyInput& input) {
     decision.reason = "requested";
   } else if (held.size() < promised.size() && Among(input, promised).rung_idx != decision.rung_idx) {
     decision.reason = "audit";
+  } else if (AnythingCached(input) && AmongCold(input, held).rung_idx != decision.rung_idx) {
+    decision.reason = "prefix";
+  }
+  if (const auto p = decision.prefill_idx; p.has_value()) {
+    decision.prefill_cached_tokens = CachedTokens(input.prefills[*p].cached_tokens, decision.rung_idx);
+  }
+  if (const auto d = decision.decode_idx; d.has_value()) {
+    decision.decode_cached_tokens = CachedTokens(input.decodes[*d].cached_tokens, decision.rung_idx);
   }
   decision.budget = budget;
   return decision;

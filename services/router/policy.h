@@ -36,14 +36,18 @@ struct Line {
 struct PrefillView {
   std::string name;
   std::uint64_t waiting_tokens = 0;  // in its queue and in work
-  std::optional<Line> seconds;       // compute, by prompt tokens
+  std::optional<Line> seconds;       // compute, by tokens computed
+  // [ladder]: of the prompt, in its prefix cache, so not to be computed again; empty: none.
+  std::vector<std::uint32_t> cached_tokens = {};
 };
 struct DecodeView {
   std::string name;
   std::uint64_t kv_bytes_free = 0;
-  std::uint64_t kv_bytes_total = 0;              // 0: not known, and then room is no matter of the policy
-  std::optional<Line> token_seconds;             // for one token, by KV bytes of the request
-  std::optional<double> request_decode_seconds;  // how long its requests decode
+  std::uint64_t kv_bytes_total = 0;               // 0: not known, and then room is no matter of the policy
+  std::optional<Line> token_seconds;              // for one token, by KV bytes of the request
+  std::optional<double> request_decode_seconds;   // how long its requests decode
+  std::uint32_t n_requests = 0;                   // that it has
+  std::vector<std::uint32_t> cached_tokens = {};  // as above: not to be sent again
 };
 struct LinkView {
   Line seconds;             // by bytes: latency and the inverse of the bandwidth
@@ -82,9 +86,12 @@ struct PolicyDecision {
   std::size_t rung_idx = 0;
   std::string_view reason;
   double budget = 0;  // absolute; what it was held to, also when a profile was requested
-  // Set when the links are measured; else the pool chooses by load.
+  // Set when the links are measured, or a worker has a beginning of the prompt; else the pool chooses by load.
   std::optional<std::size_t> prefill_idx;
   std::optional<std::size_t> decode_idx;
+  // Of the prompt, expected to be in the prefix caches of these two.
+  std::uint32_t prefill_cached_tokens = 0;
+  std::uint32_t decode_cached_tokens = 0;
   std::optional<Prediction> predicted;
 };
 
@@ -94,6 +101,7 @@ struct PolicyDecision {
 //   requested    named by the client
 //   budget       the fewest bytes within the budget: nothing was measured yet, or there is but one such profile
 //   audit        as budget or as below, after an audit ruled out a profile that would have been chosen
+//   prefix       without what workers have cached of the prompt another profile would have been chosen
 //   link_fast    bf16: no profile within the budget makes the request noticeably faster
 //   wire         most of what the profile saves against bf16 is visible time on the wire
 //   decode       .. is decode time

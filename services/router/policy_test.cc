@@ -189,6 +189,87 @@ TEST(Policy, TakesThePairThatIsFaster) {
   EXPECT_EQ(scene.Decision().decode_idx, 0U);
 }
 
+// --- what workers have cached of the prompt ---
+
+std::vector<std::uint32_t> Cached(std::uint32_t n_tokens, std::size_t rung) {
+  std::vector<std::uint32_t> cached(Ladder().size(), 0);
+  cached[rung] = n_tokens;
+  return cached;
+}
+
+TEST(Policy, ACachedBeginningIsNeitherComputedNorSent) {
+  Scene scene(1e6);
+  scene.input.requested_profile = "bf16";
+  scene.prefills[0].cached_tokens = Cached(6'000, 0);
+  scene.decodes[0].cached_tokens = Cached(9'000, 0);
+  const PolicyDecision decision = scene.Decision();
+  EXPECT_NEAR(decision.predicted->prefill, 4'000 * 2e-4, 1e-9);
+  EXPECT_NEAR(decision.predicted->wire, 1.001 - 0.5 * 0.8, 1e-9);
+  EXPECT_NEAR(decision.predicted->decode, 1.0, 1e-9);
+  EXPECT_EQ(decision.prefill_cached_tokens, 6'000U);
+  EXPECT_EQ(decision.decode_cached_tokens, 9'000U);
+  scene.input.requested_profile = "q4";
+  EXPECT_EQ(scene.Decision().prefill_cached_tokens, 0U) << "cached for another profile";
+  EXPECT_NEAR(scene.Decision().predicted->prefill, 2.0, 1e-9);
+}
+
+TEST(Policy, GoesWhereTheBeginningIsUnlessTheQueueCostsMore) {
+  Scene scene(1e6);
+  scene.prefills.push_back({"p2", 0, Line{0, 2e-4}, Cached(8'000, 2)});
+  scene.decodes.push_back({"d2", 1'000'000'000, 2'000'000'000, Line{0.01, 0}, 1.0});
+  scene.decodes[1].cached_tokens = Cached(8'000, 2);
+  scene.links = std::vector<std::optional<LinkView>>(4, scene.links[0]);
+  PolicyDecision decision = scene.Decision();
+  EXPECT_EQ(decision.prefill_idx, 1U);
+  EXPECT_EQ(decision.decode_idx, 1U);
+  EXPECT_EQ(decision.reason, "wire") << "the profile is the same as without";
+  scene.prefills[1].waiting_tokens = 7'000;  // 1.4 s, against 1.6 s of prefill
+  EXPECT_EQ(scene.Decision().prefill_idx, 1U);
+  scene.prefills[1].waiting_tokens = 9'000;
+  EXPECT_EQ(scene.Decision().prefill_idx, 0U);
+  scene.decodes[1].kv_bytes_free = 0;
+  scene.decodes[1].request_decode_seconds = 1'000'000;
+  EXPECT_EQ(scene.Decision().decode_idx, 0U) << "waiting for room would cost more";
+}
+
+TEST(Policy, ACachedBeginningCanDecideTheProfile) {
+  Scene scene(1e6);
+  EXPECT_EQ(scene.Chosen(), "q4 wire");
+  scene.decodes[0].cached_tokens = Cached(9'990, 1);  // q8: 5 KB are left to send, of q4 2.8 MB
+  EXPECT_EQ(scene.Chosen(), "q8 prefix");
+  scene.decodes[0].cached_tokens = Cached(9'990, 0);
+  EXPECT_EQ(scene.Chosen(), "bf16 prefix");
+  scene.input.requested_profile = "q4";
+  EXPECT_EQ(scene.Chosen(), "q4 requested");
+}
+
+TEST(Policy, WithoutMeasurementsTheBeginningCountsAsWorkDoneAndAsRoom) {
+  Scene scene(1e6);
+  scene.prefills.push_back({"p2", 5'000, std::nullopt, Cached(8'000, 2)});
+  scene.decodes.push_back({"d2", 999'000'000, 2'000'000'000, std::nullopt, std::nullopt});
+  scene.links.clear();
+  EXPECT_FALSE(scene.Decision().decode_idx.has_value()) << "the pool's matter";
+  EXPECT_EQ(scene.Decision().prefill_idx, 1U);
+  EXPECT_EQ(scene.Chosen(), "q4 budget");
+  scene.prefills[1].waiting_tokens = 9'000;
+  EXPECT_EQ(scene.Decision().prefill_idx, 0U);
+  scene.decodes[1].cached_tokens = Cached(8'000, 2);  // 2.24 MB, against 1 MB less of room
+  EXPECT_EQ(scene.Decision().decode_idx, 1U);
+  EXPECT_EQ(scene.Decision().decode_cached_tokens, 8'000U);
+  scene.decodes[1].kv_bytes_free = 900'000'000;
+  EXPECT_EQ(scene.Decision().decode_idx, 0U);
+  EXPECT_EQ(scene.Decision().decode_cached_tokens, 0U);
+}
+
+TEST(Policy, EquallyFastWorkersShareTheRequests) {
+  Scene scene(1e6);
+  scene.decodes.push_back(scene.decodes[0]);
+  scene.links.push_back(scene.links[0]);
+  EXPECT_EQ(scene.Decision().decode_idx, 0U);
+  scene.decodes[0].n_requests = 1;
+  EXPECT_EQ(scene.Decision().decode_idx, 1U);
+}
+
 TEST(Policy, AnAuditRulesAProfileOut) {
   Scene scene(1e6);
   scene.audited.resize(scene.ladder.size());

@@ -57,7 +57,7 @@ class WorkerStream : public grpc::ServerBidiReactor<v1::WorkerHeartbeat, v1::Rou
 class Service : public RegistryService, public v1::Registry::CallbackService {
  public:
   Service(const RegistryConfig& the_config, WorkerPool& the_pool, WorkerDialer the_dialer, Metrics& the_metrics,
-          TimerThread& the_timers)
+          Timers& the_timers)
       : config(the_config),
         pool(the_pool),
         dialer(std::move(the_dialer)),
@@ -127,7 +127,7 @@ class Service : public RegistryService, public v1::Registry::CallbackService {
     });
   }
 
-  TimerThread& timers_;
+  Timers& timers_;
   const std::shared_ptr<Alive> alive_;
   Mutex mu_;
   std::set<std::shared_ptr<WorkerStream>> streams_ ZEROC_GUARDED_BY(mu_);
@@ -225,7 +225,7 @@ void WorkerStream::OnDone() {
 }  // namespace
 
 std::unique_ptr<RegistryService> MakeRegistryService(const RegistryConfig& config, WorkerPool& pool,
-                                                     WorkerDialer dialer, Metrics& metrics, TimerThread& timers) {
+                                                     WorkerDialer dialer, Metrics& metrics, Timers& timers) {
   return std::make_unique<Service>(config, pool, std::move(dialer), metrics, timers);
 }
 

@@ -5,7 +5,7 @@
 #include <memory>
 
 #include "services/common/metrics.h"
-#include "services/common/timer_thread.h"
+#include "services/common/timers.h"
 #include "services/router/worker_pool.h"
 
 namespace grpc {
@@ -30,6 +30,6 @@ class RegistryService {
   virtual void CloseAll() = 0;
 };
 std::unique_ptr<RegistryService> MakeRegistryService(const RegistryConfig& config, WorkerPool& pool,
-                                                     WorkerDialer dialer, Metrics& metrics, TimerThread& timers);
+                                                     WorkerDialer dialer, Metrics& metrics, Timers& timers);
 
 }  // namespace zeroc

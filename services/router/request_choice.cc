@@ -5,6 +5,7 @@
 #include <random>
 
 #include "services/common/logging.h"
+#include "services/router/prefix_match.h"
 #include "services/router/request_flow.h"
 
 namespace zeroc {
@@ -29,6 +30,12 @@ void KeepLeastLoaded(v1::WorkerRole role, std::vector<WorkerPool::View>* views) 
     return PrefillTokens(x) < PrefillTokens(y);
   });
   views->resize(kCandidatesMax);
+}
+
+bool AnyHasPrefixes(const std::vector<WorkerPool::View>& prefills, const std::vector<WorkerPool::View>& decodes) {
+  const auto has_some = [](const WorkerPool::View& view) { return !view.prefixes->empty(); };
+  return std::any_of(prefills.begin(), prefills.end(), has_some) ||
+         std::any_of(decodes.begin(), decodes.end(), has_some);
 }
 
 std::string Text(double value) {
@@ -76,7 +83,13 @@ bool RequestFlow::PrefillsLocally(std::uint64_t n_prompt, const std::vector<Work
   });
 }
 
-// The policy's view of the workers. Once the client knows the profile, only the workers are chosen.
+// Once the client knows the profile, only the workers are chosen.
+std::optional<std::string> RequestFlow::RequestedProfile() const {
+  if (started_sent_) return rung_->name;
+  return request_.kv().has_profile() ? std::optional(request_.kv().profile()) : std::nullopt;
+}
+
+// The policy's view of the workers.
 Result<RequestFlow::Decision> RequestFlow::DecideNow(std::uint64_t n_prompt, std::uint32_t max_tokens) {
   Decision decision;
   auto prefills = context_.pool.Candidates(v1::WORKER_ROLE_PREFILL, Wanted(Role::kPrefill, n_prompt, max_tokens));
@@ -85,13 +98,25 @@ Result<RequestFlow::Decision> RequestFlow::DecideNow(std::uint64_t n_prompt, std
   KeepLeastLoaded(v1::WORKER_ROLE_DECODE, &decodes);
   decision.local_prefill = PrefillsLocally(n_prompt, prefills);
 
+  // What decode prefills itself it computes whole, into blocks of its own.
+  std::optional<PromptPrefixes> prompt;
+  if (!decision.local_prefill && AnyHasPrefixes(prefills, decodes)) {
+    std::vector<std::uint32_t> ids = prompt_ids_;
+    ids.insert(ids.end(), answer_.ids().begin(), answer_.ids().end());
+    prompt.emplace(context_.model, ids, RequestedProfile());
+  }
+  const auto cached = [&](const WorkerPool::View& view) {
+    return prompt.has_value() ? prompt->CachedTokens(view.prefixes.get()) : std::vector<std::uint32_t>();
+  };
+
   const Estimates& estimates = context_.estimates;
   std::vector<PrefillView> prefill_views;
   std::vector<DecodeView> decode_views;
   std::vector<std::optional<LinkView>> links;
   for (const WorkerPool::View& view : decodes) {
     decode_views.push_back({view.name, view.load.kv_bytes_free(), view.kv_bytes_total,
-                            estimates.TokenSeconds(view.name), estimates.RequestDecodeSeconds(view.name)});
+                            estimates.TokenSeconds(view.name), estimates.RequestDecodeSeconds(view.name),
+                            static_cast<std::uint32_t>(view.n_requests), cached(view)});
   }
   if (decision.local_prefill) {
     // Nothing travels; the prompt's compute is the same for every profile.
@@ -101,7 +126,7 @@ Result<RequestFlow::Decision> RequestFlow::DecideNow(std::uint64_t n_prompt, std
     }
   } else {
     for (const WorkerPool::View& view : prefills) {
-      prefill_views.push_back({view.name, PrefillTokens(view), estimates.PrefillSeconds(view.name)});
+      prefill_views.push_back({view.name, PrefillTokens(view), estimates.PrefillSeconds(view.name), cached(view)});
       for (const DecodeView& decode : decode_views) links.push_back(estimates.Link(view.name, decode.name));
     }
   }
@@ -111,8 +136,7 @@ Result<RequestFlow::Decision> RequestFlow::DecideNow(std::uint64_t n_prompt, std
   input.audited = audited;
   input.ladder = context_.model.ladder;
   input.default_max_ppl_increase = context_.config.default_max_ppl_increase;
-  if (request_.kv().has_profile()) input.requested_profile = request_.kv().profile();
-  if (started_sent_) input.requested_profile = rung_->name;
+  input.requested_profile = RequestedProfile();
   if (request_.kv().has_max_ppl_increase()) input.max_ppl_increase = request_.kv().max_ppl_increase();
   input.n_prompt_tokens = static_cast<double>(n_prompt);
   input.n_output_tokens = estimates.ExpectedOutput(max_tokens);
@@ -142,6 +166,7 @@ Result<RequestFlow::AttemptPtr> RequestFlow::NewAttempt() {
     budget_ = decision->policy.budget;
     predicted_ = decision->policy.predicted;
   }
+  const PolicyDecision& policy = decision->policy;
 
   AttemptPlan plan;
   plan.request_id = id();
@@ -156,7 +181,7 @@ Result<RequestFlow::AttemptPtr> RequestFlow::NewAttempt() {
   plan.priority = request_.priority();
   plan.local_prefill = decision->local_prefill;
   plan.deadline = deadline_;
-  auto attempt = std::make_shared<Attempt>(++n_attempts_, std::move(plan));
+  auto attempt = std::make_shared<Attempt>(++n_attempts_, std::move(plan), context_.timers);
 
   const auto choice = [&](Role role, const std::string& preferred) {
     WorkerPool::Choice wanted = Wanted(role, n_prompt, sampling.max_tokens());
@@ -172,6 +197,9 @@ Result<RequestFlow::AttemptPtr> RequestFlow::NewAttempt() {
                            context_.pool.PickPrefill(choice(Role::kPrefill, decision->prefill)));
   }
   ZEROC_ASSIGN_OR_RETURN(attempt->decode_worker, context_.pool.PickDecode(choice(Role::kDecode, decision->decode)));
+  if (attempt->prefill_worker.name() == decision->prefill)
+    attempt->n_expected_at_prefill = policy.prefill_cached_tokens;
+  if (attempt->decode_worker.name() == decision->decode) attempt->n_expected_at_decode = policy.decode_cached_tokens;
   return attempt;
 }
 
@@ -182,6 +210,8 @@ void RequestFlow::SendStarted() {
     context_.metrics.CountDecision(rung_->name, reason_);
     context_.metrics.SetPplIncrease("budget", budget_);
     context_.metrics.SetPplIncrease("predicted", rung_->ppl_increase);
+    context_.metrics.AddPrefixExpected("prefill", attempt_->n_expected_at_prefill);
+    context_.metrics.AddPrefixExpected("decode", attempt_->n_expected_at_decode);
   }
   std::string line = "policy request=" + id() + " profile=" + rung_->name + " reason=" + reason_ +
                      " budget=" + Text(budget_) + " ppl_increase=" + Text(rung_->ppl_increase);
@@ -189,6 +219,10 @@ void RequestFlow::SendStarted() {
     line += " predicted_jct_s=" + Text(predicted_->jct()) + " queue_s=" + Text(predicted_->queue) +
             " prefill_s=" + Text(predicted_->prefill) + " wire_s=" + Text(predicted_->wire) +
             " decode_s=" + Text(predicted_->decode);
+  }
+  if (attempt_->n_expected_at_prefill + attempt_->n_expected_at_decode > 0) {
+    line += " prefill_cached_tokens=" + std::to_string(attempt_->n_expected_at_prefill) +
+            " decode_cached_tokens=" + std::to_string(attempt_->n_expected_at_decode);
   }
   LogInfo(line + " prefill_worker=" + attempt_->prefill_worker.name() +
           " decode_worker=" + attempt_->decode_worker.name());

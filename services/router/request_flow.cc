@@ -6,11 +6,6 @@
 #include "services/common/logging.h"
 
 namespace zeroc {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-}  // namespace
 
 RequestFlow::RequestFlow(const FlowContext& context, v1::GenerateRequest request,
                          std::optional<Deadline> client_deadline, std::shared_ptr<ResponseSink> sink,
@@ -20,11 +15,11 @@ RequestFlow::RequestFlow(const FlowContext& context, v1::GenerateRequest request
       sink_(std::move(sink)),
       on_end_(std::move(on_end)),
       deadline_(std::min(client_deadline.value_or(Deadline::max()),
-                         std::chrono::system_clock::now() + context.config.request_timeout)),
+                         context.timers.WallNow() + context.config.request_timeout)),
       kind_(kind),
-      answer_(context.model.codec->NewStream(),
-              {request_.sampling().stop().begin(), request_.sampling().stop().end()}) {
-  times_.arrival = Clock::now();
+      answer_(context.model.codec->NewStream(), {request_.sampling().stop().begin(), request_.sampling().stop().end()},
+              request_.sampling().include_stop()) {
+  times_.arrival = context_.timers.Now();
 }
 
 void RequestFlow::Start() {
@@ -34,14 +29,15 @@ void RequestFlow::Start() {
   if (!choice.ok()) return Fail(choice.status());
   prompt_ids_ = std::move(choice->prompt_ids);
   sampling_ = std::move(choice->sampling);
-  answer_.SetLimits(sampling_.max_tokens(), {sampling_.stop_token_ids().begin(), sampling_.stop_token_ids().end()});
+  answer_.SetLimits(sampling_.max_tokens(), {sampling_.stop_token_ids().begin(), sampling_.stop_token_ids().end()},
+                    static_cast<std::uint32_t>(sampling_.forced_ids_size()));
 
-  const auto left = deadline_ - std::chrono::system_clock::now();
+  const auto left = deadline_ - context_.timers.WallNow();
   const auto at_deadline = [weak = weak_from_this()] {
     if (const auto self = weak.lock()) self->Cancel(DeadlineExceeded("the request's deadline has passed"));
   };
-  deadline_timer_ =
-      context_.timers.Schedule(Clock::now() + std::chrono::duration_cast<Clock::duration>(left), at_deadline);
+  deadline_timer_ = context_.timers.Schedule(
+      context_.timers.Now() + std::chrono::duration_cast<Timers::Clock::duration>(left), at_deadline);
 
   Result<AttemptPtr> attempt = NewAttempt();
   if (!attempt.ok()) return Fail(attempt.status());
@@ -53,13 +49,13 @@ void RequestFlow::Reserve(AttemptPtr attempt) {
   // A retry before the first token starts these anew; what was lost until here counts as queue. Behind the first token
   // it belongs to the phase that it interrupted.
   if (!times_.first_token.has_value()) {
-    times_.reserve_begin = Clock::now();
+    times_.reserve_begin = context_.timers.Now();
     times_.reserve_end.reset();
   }
   ++n_reserving_;
   attempt_->Reserve(
       // Not the request's deadline: a grant that crossed with it would be lost until it expires.
-      std::chrono::system_clock::now() + context_.config.reserve_timeout,
+      context_.timers.WallNow() + context_.config.reserve_timeout,
       [self = shared_from_this(), reserving = attempt_](const Status& status, const v1::ReserveResponse& response) {
         self->OnReserved(reserving, status, response);
       });
@@ -72,7 +68,7 @@ void RequestFlow::OnReserved(const AttemptPtr& attempt, const Status& status, co
   if (ended_) return EndIfQuiet();
   if (attempt != attempt_) return;
   if (!status.ok()) return OnRefused(status);
-  if (!times_.first_token.has_value()) times_.reserve_end = Clock::now();
+  if (!times_.first_token.has_value()) times_.reserve_end = context_.timers.Now();
   refused_by_.clear();
   context_.timers.Cancel(std::exchange(queue_timer_, TimerId::kNone));
   context_.queue.Admitted(std::exchange(ticket_, AdmissionQueue::kNoTicket));
@@ -109,7 +105,7 @@ void RequestFlow::OnFirstToken(const v1::FirstToken& first) {
   attempt_->n_cached_tokens = std::min(first.n_cached_tokens(), attempt_->n_prompt_tokens());
   if (!times_.first_token.has_value()) {
     n_cached_tokens_ = attempt_->n_cached_tokens;
-    times_.first_token = Clock::now();
+    times_.first_token = context_.timers.Now();
     times_.prefill_seconds = first.prefill_seconds();
     if (is_client()) context_.metrics.ObserveTimeToFirstToken(TtftSeconds(times_));
   }
@@ -120,6 +116,7 @@ void RequestFlow::OnFirstToken(const v1::FirstToken& first) {
   if (ended_ || answer_.finished()) return;
   if (first.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) return SetFinish(first.finish_reason());
   if (answer_.is_full()) return SetFinish(v1::FINISH_REASON_LENGTH);
+  if (!attempt_->decode_failure.ok()) return ActOnHeldFailure();
   if (attempt_->early_tokens.ids_size() > 0) Emit(std::exchange(attempt_->early_tokens, {}));
   if (!ended_ && attempt_->decode_finish != v1::FINISH_REASON_UNSPECIFIED) SetFinish(attempt_->decode_finish);
 }
@@ -144,7 +141,7 @@ void RequestFlow::OnDecodeEvent(const AttemptPtr& attempt, const v1::DecodeEvent
       attempt->admitted = true;
       attempt->resident = event.admitted().kv_bytes();
       if (times_.admitted.has_value()) break;
-      times_.admitted = Clock::now();
+      times_.admitted = context_.timers.Now();
       times_.admit_seconds = event.admitted().admit_seconds();
       break;
     case v1::DecodeEvent::kTokens:
@@ -179,7 +176,8 @@ void RequestFlow::OnDecodeDone(const AttemptPtr& attempt, const Status& status) 
   attempt->DecodeEnded();
   if (!IsCurrent(attempt) || answer_.finished()) return;
   if (attempt->decode_finish != v1::FINISH_REASON_UNSPECIFIED) return;  // only prefill's first token is missing
-  if (!status.ok()) return OnWorkerFailed(Role::kDecode, status);
+  if (!status.ok())
+    return PrefillMayExplain(status) ? HoldDecodeFailure(status) : OnWorkerFailed(Role::kDecode, status);
   FailAt(Role::kDecode, Internal("the stream ended before its last message"));
 }
 
@@ -192,7 +190,7 @@ void RequestFlow::OnWorkerLost(const AttemptPtr& attempt, Role role) {
 
 void RequestFlow::Emit(const v1::Tokens& tokens) {
   if (answer_.finished()) return;
-  const auto now = Clock::now();
+  const auto now = context_.timers.Now();
   if (times_.last_token.has_value() && tokens.ids_size() > 0 && is_client()) {
     const double seconds = std::chrono::duration<double>(now - *times_.last_token).count() / tokens.ids_size();
     for (int i = 0; i < tokens.ids_size(); ++i) context_.metrics.ObserveInterTokenLatency(seconds);
@@ -218,13 +216,18 @@ void RequestFlow::FinishWhenAccounted() {
   if (ended_ || !answer_.finished()) return;
   if (attempt_->transfer_accounted) return Finish();
   if (stats_timer_ == TimerId::kNone) {
-    stats_timer_ = After(Clock::now() + context_.config.stats_timeout, &RequestFlow::Finish);
+    stats_timer_ = After(context_.config.stats_timeout, &RequestFlow::Finish);
   }
 }
 
 void RequestFlow::Finish() {
   v1::Final final;
   final.set_finish_reason(answer_.finish_reason());
+  if (answer_.stop_string_found()) {
+    final.set_stop_string(answer_.stop_string());
+  } else if (answer_.finish_reason() == v1::FINISH_REASON_STOP && answer_.IsStopToken(answer_.ids().back())) {
+    final.set_stop_token_id(answer_.ids().back());
+  }
   final.mutable_usage()->set_prompt_tokens(static_cast<std::uint32_t>(prompt_ids_.size()));
   final.mutable_usage()->set_completion_tokens(static_cast<std::uint32_t>(answer_.ids().size()));
   final.mutable_usage()->set_cached_tokens(n_cached_tokens_);
@@ -235,7 +238,7 @@ void RequestFlow::Finish() {
 
 void RequestFlow::Fail(const Status& status, ErrorOrigin origin) {
   if (ended_) return;
-  times_.last_token = Clock::now();
+  times_.last_token = context_.timers.Now();
   sink_->OnError(status, origin);
   End(status, StatusCodeName(status.code()));
 }
@@ -259,6 +262,7 @@ void RequestFlow::End(const Status& status, std::string_view release_reason) {
   context_.timers.Cancel(stats_timer_);
   context_.timers.Cancel(retry_timer_);
   context_.timers.Cancel(queue_timer_);
+  context_.timers.Cancel(held_timer_);
   context_.queue.Leave(ticket_);
   Account(status);
   if (attempt_ != nullptr) attempt_->Stop(release_reason);
@@ -272,8 +276,8 @@ void RequestFlow::EndIfQuiet() {
   on_end_();
 }
 
-TimerId RequestFlow::After(Clock::time_point when, void (RequestFlow::*then)()) {
-  return context_.timers.Schedule(when, [self = shared_from_this(), then] {
+TimerId RequestFlow::After(Timers::Clock::duration delay, void (RequestFlow::*then)()) {
+  return context_.timers.Schedule(context_.timers.Now() + delay, [self = shared_from_this(), then] {
     MutexLock lock(self->mu_);
     if (!self->ended_) ((*self).*then)();
   });

@@ -22,7 +22,7 @@
 
 #include "libzeroc/base/mutex.h"
 #include "services/common/metrics.h"
-#include "services/common/timer_thread.h"
+#include "services/common/timers.h"
 #include "services/router/admission_queue.h"
 #include "services/router/answer.h"
 #include "services/router/attempt.h"
@@ -44,6 +44,8 @@ struct FlowConfig {
   std::chrono::milliseconds request_timeout{600'000};
   // Once the last token is out: how long the final message may wait for the prefill worker's account of the transfer.
   std::chrono::milliseconds stats_timeout{1'000};
+  // How long a decode worker's word that prefill has let go of the lease waits for prefill's own word.
+  std::chrono::milliseconds held_failure_timeout{1'000};
   int retries_max = 2;  // after a worker failed, beyond the first attempt
   // Before a worker that has just failed is tried again because there is no other.
   std::chrono::milliseconds retry_delay{200};
@@ -63,7 +65,7 @@ struct FlowContext {
   const ServedModel& model;
   WorkerPool& pool;
   Metrics& metrics;
-  TimerThread& timers;
+  Timers& timers;
   Estimates& estimates;
   AdmissionQueue& queue;
   Audit& audit;
@@ -102,6 +104,7 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
   Result<Choice> Choose() const;
   WorkerPool::Choice Wanted(Role role, std::uint64_t n_prompt, std::uint32_t max_tokens) const ZEROC_REQUIRES(mu_);
   bool PrefillsLocally(std::uint64_t n_prompt, const std::vector<WorkerPool::View>& prefills) const;
+  std::optional<std::string> RequestedProfile() const ZEROC_REQUIRES(mu_);
   Result<Decision> DecideNow(std::uint64_t n_prompt, std::uint32_t max_tokens) ZEROC_REQUIRES(mu_);
   Result<AttemptPtr> NewAttempt() ZEROC_REQUIRES(mu_);
 
@@ -132,6 +135,9 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
   // Another attempt when that can help, else the end.
   void OnWorkerFailed(Role role, const Status& status) ZEROC_REQUIRES(mu_);
   bool MayRetry(Role role, const Status& status) const ZEROC_REQUIRES(mu_);
+  bool PrefillMayExplain(const Status& status) const ZEROC_REQUIRES(mu_);
+  void HoldDecodeFailure(const Status& status) ZEROC_REQUIRES(mu_);
+  void ActOnHeldFailure() ZEROC_REQUIRES(mu_);
   void Retry() ZEROC_REQUIRES(mu_);
   Status Name(Role role, const Status& status) const ZEROC_REQUIRES(mu_);  // adds the worker and the phase
 
@@ -143,8 +149,8 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
   void FailAt(Role role, const Status& status) ZEROC_REQUIRES(mu_);
   void End(const Status& status, std::string_view release_reason) ZEROC_REQUIRES(mu_);
   void EndIfQuiet() ZEROC_REQUIRES(mu_);
-  // Runs `then` later, with the lock held, unless the flow has ended by then. Keeps the flow alive until then.
-  TimerId After(std::chrono::steady_clock::time_point when, void (RequestFlow::*then)());
+  // Runs `then` after `delay`, with the lock held, unless the flow has ended by then. Keeps the flow alive until then.
+  TimerId After(Timers::Clock::duration delay, void (RequestFlow::*then)());
   void Account(const Status& status) ZEROC_REQUIRES(mu_);
   void CountMetrics(const std::string& outcome, const v1::RequestStats& stats) ZEROC_REQUIRES(mu_);
   void Learn() const ZEROC_REQUIRES(mu_);
@@ -166,6 +172,7 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
   TimerId stats_timer_ ZEROC_GUARDED_BY(mu_) = TimerId::kNone;
   TimerId retry_timer_ ZEROC_GUARDED_BY(mu_) = TimerId::kNone;
   TimerId queue_timer_ ZEROC_GUARDED_BY(mu_) = TimerId::kNone;
+  TimerId held_timer_ ZEROC_GUARDED_BY(mu_) = TimerId::kNone;
 
   // Fixed by Choose.
   std::vector<std::uint32_t> prompt_ids_ ZEROC_GUARDED_BY(mu_);

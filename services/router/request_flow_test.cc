@@ -5,6 +5,7 @@
 #include <cmath>
 #include <functional>
 
+#include "libzeroc/compression/prefix_hash.h"
 #include "services/router/test_flow.h"
 
 namespace zeroc {
@@ -38,7 +39,9 @@ TEST_F(RequestFlowTest, AWholeRequest) {
   prefill_->FirstToken('h');
   EXPECT_EQ(sink_->text, "h") << "the first token does not wait for the wire";
   prefill_->Transferred();
+  EXPECT_EQ(pool_.Candidates(v1::WORKER_ROLE_PREFILL, {})[0].assigned_tokens, 6U);
   prefill_->EndPrefill();
+  EXPECT_EQ(pool_.Candidates(v1::WORKER_ROLE_PREFILL, {})[0].assigned_tokens, 0U) << "that worker's load is over";
   decode_->Admit();
   decode_->Tokens("el");
   decode_->Tokens("lo");
@@ -88,6 +91,28 @@ TEST_F(RequestFlowTest, CachedBeginningsAreLookedForPassedOnAndReported) {
   prefill_->Transferred();
   EXPECT_EQ(sink_->final.usage().cached_tokens(), 64U);
   EXPECT_EQ(sink_->final.usage().prompt_tokens(), 200U);
+}
+
+TEST_F(RequestFlowTest, GoesToTheWorkersThatHaveItsBeginning) {
+  const std::vector<std::int32_t> ids(128, 'x');
+  const auto hashes = PrefixHashes(PrefixHashRoot("model", "plan", "q4"), ids);
+  const auto prefill2 = std::make_shared<ScriptedWorker>(), decode2 = std::make_shared<ScriptedWorker>();
+  AddWorker(v1::WORKER_ROLE_PREFILL, "p2", prefill2, 0, {hashes[1]});
+  AddWorker(v1::WORKER_ROLE_DECODE, "d2", decode2, 100, {hashes[0]});
+  Start(TestRequest(std::string(129, 'x'), 1));
+  ASSERT_EQ(decode2->reserves.size(), 1U);
+  decode2->Grant(7);
+  ASSERT_EQ(prefill2->prefills.size(), 1U);
+  prefill2->FirstToken('a');
+  prefill2->Transferred();
+  EXPECT_EQ(sink_->final.finish_reason(), v1::FINISH_REASON_LENGTH);
+  const std::string page = metrics_.Render();
+  EXPECT_NE(page.find("zeroc_policy_prefix_tokens_total{role=\"prefill\"} 128"), std::string::npos) << page;
+  EXPECT_NE(page.find("zeroc_policy_prefix_tokens_total{role=\"decode\"} 64"), std::string::npos);
+
+  Start(TestRequest(std::string(129, 'y'), 1));
+  EXPECT_EQ(decode_->reserves.size(), 1U) << "nobody has it: the first of equals";
+  decode_->Grant(8);
 }
 
 TEST_F(RequestFlowTest, TokensOfDecodeMayOvertakeTheFirstToken) {
@@ -149,6 +174,7 @@ TEST_F(RequestFlowTest, AStopStringAcrossTokensEndsTheRequestAndStopsDecode) {
   EXPECT_EQ(sink_->text, "ab ");
   EXPECT_EQ(sink_->final.finish_reason(), v1::FINISH_REASON_STOP);
   EXPECT_EQ(sink_->final.usage().completion_tokens(), 6U) << "tokens after the stop do not count";
+  EXPECT_EQ(sink_->final.stop_string(), "END");
   EXPECT_EQ(decode_->decode_call->cancels, 1);
   ExpectClean(1);
   PokeAfterTheEnd();
@@ -166,7 +192,42 @@ TEST_F(RequestFlowTest, StopTokensHaveNoTextAndHeldTextComesAtTheEnd) {
   EXPECT_EQ(sink_->text, "a");
   decode_->Final(v1::FINISH_REASON_STOP);
   EXPECT_EQ(sink_->text, "abc");
+  EXPECT_EQ(sink_->final.stop_token_id(), static_cast<std::uint32_t>('!'));
   ExpectClean(0);
+}
+
+TEST_F(RequestFlowTest, WhatStoppedTheAnswerCanBePartOfIt) {
+  for (const std::string tail : {"bcd!", "bEND"}) {
+    sink_->Clear();
+    v1::GenerateRequest request = TestRequest("x", 20);
+    request.mutable_sampling()->add_stop_token_ids('!');
+    request.mutable_sampling()->add_stop("END");
+    request.mutable_sampling()->set_include_stop(true);
+    Start(request);
+    decode_->Grant(7);
+    prefill_->FirstToken('a');
+    prefill_->Transferred();
+    decode_->Tokens(tail);
+    if (tail == "bcd!") decode_->Final(v1::FINISH_REASON_STOP);
+    EXPECT_EQ(sink_->text, "a" + tail);
+    EXPECT_EQ(sink_->ends, 1);
+  }
+}
+
+TEST_F(RequestFlowTest, ForcedTokensStopNothingAndHaveNoText) {
+  v1::GenerateRequest request = TestRequest("x", 6);
+  for (const char c : std::string("EN!")) request.mutable_sampling()->add_forced_ids(static_cast<unsigned char>(c));
+  request.mutable_sampling()->add_stop("ND");
+  request.mutable_sampling()->add_stop_token_ids('!');
+  Start(request);
+  decode_->Grant(7);
+  prefill_->FirstToken('E');
+  prefill_->Transferred();
+  decode_->Tokens("N!Dab");
+  EXPECT_EQ(sink_->text, "Dab");
+  EXPECT_EQ(sink_->n_tokens, 6);
+  decode_->Final(v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(sink_->final.stop_reason_case(), v1::Final::STOP_REASON_NOT_SET);
 }
 
 TEST_F(RequestFlowTest, RefusedRequestsReachNoWorker) {

@@ -5,12 +5,6 @@
 #include "services/router/request_flow.h"
 
 namespace zeroc {
-namespace {
-
-using Clock = std::chrono::steady_clock;
-
-}  // namespace
-
 // One that has been started before goes ahead of its equals: its client waits in the middle of a stream.
 void RequestFlow::AskForRoom(AttemptPtr attempt) {
   attempt_ = std::move(attempt);
@@ -65,7 +59,7 @@ void RequestFlow::Wait(const Status& refusal) {
   if (queue_timer_ != TimerId::kNone) return;
   LogInfo("waits request=" + id() + " priority=" + std::to_string(request_.priority()) + " because=\"" +
           refusal.ToString() + "\"");
-  queue_timer_ = After(Clock::now() + context_.config.queue_timeout, &RequestFlow::OnQueueTimeout);
+  queue_timer_ = After(context_.config.queue_timeout, &RequestFlow::OnQueueTimeout);
 }
 
 // An answer to Reserve that is under way comes too late then: a grant is given back.

@@ -1,13 +1,12 @@
 // What a flow does when a worker of its attempt fails: another attempt elsewhere, where that can help.
 #include <algorithm>
+#include <utility>
 
 #include "services/common/logging.h"
 #include "services/router/request_flow.h"
 
 namespace zeroc {
 namespace {
-
-using Clock = std::chrono::steady_clock;
 
 // Losses and refusals that say nothing about the request itself.
 bool IsPassing(StatusCode code) {
@@ -20,7 +19,7 @@ bool IsPassing(StatusCode code) {
 
 bool RequestFlow::MayRetry(Role role, const Status& status) const {
   if (n_retries_ >= context_.config.retries_max) return false;
-  if (std::chrono::system_clock::now() + context_.config.retry_delay >= deadline_) return false;
+  if (context_.timers.WallNow() + context_.config.retry_delay >= deadline_) return false;
   if (IsPassing(status.code())) return true;
   // Well before the request's own deadline: a lease that expired, a reservation that took too long.
   if (status.code() == StatusCode::kDeadlineExceeded) return true;
@@ -28,7 +27,24 @@ bool RequestFlow::MayRetry(Role role, const Status& status) const {
   return role == Role::kDecode && status.code() == StatusCode::kNotFound && attempt_->running();
 }
 
+// A first token that is the last one makes prefill let go of the lease, and what decode says of that may overtake the
+// token itself.
+bool RequestFlow::PrefillMayExplain(const Status& status) const {
+  return status.code() == StatusCode::kCancelled && !attempt_->first_token_seen && attempt_->prefill_open();
+}
+
+void RequestFlow::HoldDecodeFailure(const Status& status) {
+  attempt_->decode_failure = status;
+  held_timer_ = After(context_.config.held_failure_timeout, &RequestFlow::ActOnHeldFailure);
+}
+
+void RequestFlow::ActOnHeldFailure() {
+  if (attempt_->stopped() || answer_.finished() || attempt_->decode_failure.ok()) return;
+  OnWorkerFailed(Role::kDecode, attempt_->decode_failure);
+}
+
 void RequestFlow::OnWorkerFailed(Role role, const Status& status) {
+  context_.timers.Cancel(std::exchange(held_timer_, TimerId::kNone));
   if (!MayRetry(role, status)) return FailAt(role, status);
   last_failure_ = Name(role, status);
   // During the hand-off either side may report that the other one was lost, so neither is the first choice again.
@@ -63,7 +79,7 @@ void RequestFlow::Retry() {
     retry_timer_ = TimerId::kNone;
     return AskForRoom(std::move(*next));
   }
-  retry_timer_ = After(Clock::now() + context_.config.retry_delay, &RequestFlow::Retry);
+  retry_timer_ = After(context_.config.retry_delay, &RequestFlow::Retry);
 }
 
 }  // namespace zeroc

@@ -206,8 +206,7 @@ TEST_F(RequestRetryTest, AWorkerLostWhileItReservesGivesALateGrantBack) {
 
 TEST_F(RequestRetryTest, ALeaseThatExpiredOrIsForgottenIsReservedAnew) {
   AddSecondWorkers();
-  for (const Status& status : {Status(StatusCode::kDeadlineExceeded, "lease 7 expired"), NotFound("no such lease"),
-                               Cancelled("prefill let go of the lease")}) {
+  for (const Status& status : {Status(StatusCode::kDeadlineExceeded, "lease 7 expired"), NotFound("no such lease")}) {
     sink_->Clear();
     decode2_->reserves.clear();
     Start(TestRequest("x", 1));
@@ -221,6 +220,54 @@ TEST_F(RequestRetryTest, ALeaseThatExpiredOrIsForgottenIsReservedAnew) {
     EXPECT_EQ(sink_->text, "a");
     EXPECT_EQ(sink_->ends, 1);
   }
+}
+
+// Prefill lets go of the lease when its first token is the last one; decode's word of that may come first.
+TEST_F(RequestRetryTest, DecodesWordThatPrefillLetGoWaitsForPrefills) {
+  AddSecondWorkers();
+  const Status let_go = Cancelled("prefill let go of the lease");
+  for (const bool last : {true, false}) {
+    sink_->Clear();
+    Start(TestRequest("x", 2));
+    decode_->Grant(7);
+    decode_->EndDecode(let_go);
+    EXPECT_EQ(prefill_->prefill_call->cancels, 0);
+    ASSERT_TRUE(decode2_->reserves.empty());
+    prefill_->FirstToken('a', last ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_UNSPECIFIED);
+    EXPECT_EQ(sink_->text, "a");
+    if (last) {
+      prefill_->Transferred();
+      EXPECT_EQ(sink_->final.finish_reason(), v1::FINISH_REASON_STOP);
+      EXPECT_EQ(sink_->final.stats().attempts(), 1U);
+      EXPECT_EQ(router_.in_flight(), 0U);
+    }
+  }
+  ASSERT_EQ(decode2_->reserves.size(), 1U) << "more is to come, and decode has nothing to go on with";
+  EXPECT_EQ(decode2_->reserves[0].n_prompt_tokens(), 2U);
+  EXPECT_EQ(Retries("decode"), 1);
+  decode2_->Grant(8);
+}
+
+TEST_F(RequestRetryTest, ItDoesNotWaitForeverNorForADeadWorker) {
+  AddSecondWorkers();
+  Start(TestRequest("x", 2));
+  decode_->Grant(7);
+  decode_->EndDecode(Cancelled("prefill let go of the lease"));
+  ASSERT_TRUE(WaitFor([&] { return decode2_->n_reserves == 1; })) << "prefill says nothing";
+  EXPECT_EQ(prefill_->prefill_call->cancels, 1);
+  flow_->Cancel(Cancelled("enough"));
+  decode2_->Grant(8);
+
+  sink_->Clear();
+  Start(TestRequest("x", 2));
+  decode_->Grant(7);
+  decode_->EndDecode(Cancelled("prefill let go of the lease"));
+  prefill_->EndPrefill(Unavailable("connection reset"));
+  EXPECT_EQ(decode2_->n_reserves, 2U) << "at once";
+  EXPECT_EQ(Retries("prefill"), 1);
+  std::this_thread::sleep_for(milliseconds(80));
+  EXPECT_EQ(decode2_->n_reserves, 2U) << "the lost attempt is over";
+  decode2_->Grant(9);
 }
 
 TEST_F(RequestRetryTest, TokensThatWereNeverShownAreDroppedWithTheirAttempt) {

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "services/common/timer_thread.h"
 #include "services/router/request_flow.h"
 #include "services/router/test_router.h"
 
@@ -36,6 +37,7 @@ class RequestFlowTest : public testing::Test {
     config.limits.vocab_size = 300;
     config.limits.max_positions = 1000;
     config.stats_timeout = std::chrono::milliseconds(50);
+    config.held_failure_timeout = std::chrono::milliseconds(50);
     config.retry_delay = std::chrono::milliseconds(20);
     config.queue_timeout = std::chrono::seconds(30);
     return config;
@@ -47,12 +49,13 @@ class RequestFlowTest : public testing::Test {
     return config;
   }
   void AddWorker(v1::WorkerRole role, const std::string& name, const std::shared_ptr<ScriptedWorker>& worker,
-                 std::uint64_t kv_bytes_free) {
+                 std::uint64_t kv_bytes_free, const std::vector<std::uint64_t>& prefix_hashes = {}) {
     v1::WorkerInfo info;
     info.set_role(role);
     info.set_name(name);
     v1::WorkerLoad load;
     load.set_kv_bytes_free(kv_bytes_free);
+    load.mutable_prefix_hashes()->Assign(prefix_hashes.begin(), prefix_hashes.end());
     pool_.Add(info, load, worker, WorkerPool::Time::clock::now());
     workers_.push_back(worker);
   }

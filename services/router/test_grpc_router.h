@@ -16,6 +16,7 @@
 #include "services/common/grpc_server.h"
 #include "services/common/http_server.h"
 #include "services/common/registration.h"
+#include "services/common/timer_thread.h"
 #include "services/router/grpc_worker_connection.h"
 #include "services/router/http_front.h"
 #include "services/router/inference_service.h"

@@ -40,6 +40,12 @@ Status WorkerPool::CheckInfo(const v1::WorkerInfo& info) const {
   return OkStatus();
 }
 
+void WorkerPool::SetLoad(const v1::WorkerLoad& load, Worker* worker) {
+  worker->load = load;
+  worker->load.clear_prefix_hashes();
+  worker->prefixes = std::make_shared<const PrefixHashSet>(load.prefix_hashes().begin(), load.prefix_hashes().end());
+}
+
 WorkerId WorkerPool::Add(const v1::WorkerInfo& info, const v1::WorkerLoad& load,
                          std::shared_ptr<WorkerConnection> connection, Time now) {
   MutexLock lock(mu_);
@@ -49,7 +55,7 @@ WorkerId WorkerPool::Add(const v1::WorkerInfo& info, const v1::WorkerLoad& load,
   const auto id = static_cast<WorkerId>(next_id_++);
   Worker& worker = workers_[id];
   worker.info = info;
-  worker.load = load;
+  SetLoad(load, &worker);
   worker.connection = std::move(connection);
   worker.last_heartbeat = now;
   return id;
@@ -59,7 +65,7 @@ bool WorkerPool::Update(WorkerId id, const v1::WorkerLoad& load, Time now) {
   MutexLock lock(mu_);
   const auto found = workers_.find(id);
   if (found == workers_.end()) return false;
-  found->second.load = load;
+  SetLoad(load, &found->second);
   found->second.last_heartbeat = now;
   return true;
 }
@@ -156,7 +162,9 @@ std::vector<WorkerPool::View> WorkerPool::Candidates(v1::WorkerRole role, const 
     const std::string& name = worker.info.name();
     if (choice.excluded.contains(name)) continue;
     (choice.avoided.contains(name) ? avoided : views)
-        .push_back({name, worker.load, worker.info.kv_bytes_total(), worker.assigned_tokens});
+        .push_back({name, worker.load, worker.info.kv_bytes_total(), worker.assigned_tokens,
+                    std::max<std::uint64_t>(worker.load.running() + worker.load.waiting(), worker.n_assigned),
+                    worker.prefixes});
   }
   return views.empty() ? avoided : views;
 }

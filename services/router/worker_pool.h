@@ -18,6 +18,7 @@
 
 #include "libzeroc/base/mutex.h"
 #include "libzeroc/base/status.h"
+#include "services/router/prefix_match.h"
 #include "services/router/worker_connection.h"
 #include "zeroc/v1/worker.pb.h"
 
@@ -65,7 +66,9 @@ class WorkerPool {
     std::string name;
     v1::WorkerLoad load;
     std::uint64_t kv_bytes_total = 0;
-    std::uint64_t assigned_tokens = 0;  // by this router, running
+    std::uint64_t assigned_tokens = 0;                   // by this router, running
+    std::uint64_t n_requests = 0;                        // as far as this router knows
+    std::shared_ptr<const PrefixHashSet> prefixes = {};  // load.prefix_hashes, which are taken out of `load`
   };
   std::vector<View> Candidates(v1::WorkerRole role, const Choice& choice) const;
 
@@ -77,7 +80,8 @@ class WorkerPool {
  private:
   struct Worker {
     v1::WorkerInfo info;
-    v1::WorkerLoad load;
+    v1::WorkerLoad load;  // without prefix_hashes
+    std::shared_ptr<const PrefixHashSet> prefixes;
     std::shared_ptr<WorkerConnection> connection;
     Time last_heartbeat;
     std::uint64_t assigned_tokens = 0;  // of this router's running requests
@@ -85,6 +89,7 @@ class WorkerPool {
     std::map<std::uint64_t, std::function<void()>> on_lost;  // by ref number
   };
   Result<Ref> Pick(v1::WorkerRole role, Choice choice);
+  static void SetLoad(const v1::WorkerLoad& load, Worker* worker);
   static bool Better(const Worker& x, const Worker& y);
   void Return(WorkerId id, std::uint64_t ref, std::uint64_t n_tokens);
 
