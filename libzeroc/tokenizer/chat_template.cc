@@ -1,12 +1,11 @@
 #include "libzeroc/tokenizer/chat_template.h"
 
-#include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 
 #include "libzeroc/base/check.h"
+#include "libzeroc/tokenizer/config_files.h"
 #include "libzeroc/tokenizer/jinja.h"
 
 namespace zeroc {
@@ -14,22 +13,9 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr std::uintmax_t kConfigBytesMax = 64 << 20;
 constexpr char kDefault[] =
     "{% for message in messages %}{{ message.role ~ ': ' ~ message.content ~ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}";
-
-// Nothing when there is no such file.
-Result<std::optional<std::string>> ReadSmallFile(const std::string& path) {
-  std::error_code error;
-  const std::uintmax_t size = std::filesystem::file_size(path, error);
-  if (error) return std::optional<std::string>();
-  if (size > kConfigBytesMax) return InvalidArgument(path + ": larger than 64 MiB");
-  std::string text(static_cast<std::size_t>(size), '\0');
-  std::ifstream file(path, std::ios::binary);
-  if (!file.read(text.data(), static_cast<std::streamsize>(size))) return Unavailable(path + ": cannot be read");
-  return std::optional<std::string>(std::move(text));
-}
 
 // Special tokens are written as a string, or as an object with the string as its content.
 std::string TokenText(const Json& config, const char* name) {

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -30,6 +31,9 @@ struct AnswerShape {
   bool usage = false;          // streams: a last event with the usage (stream_options.include_usage)
   bool running_usage = false;  // streams: the usage so far in every event (.continuous_usage_stats)
   bool token_ids = false;      // the ids that a text was made of (return_token_ids)
+  // The answer's own tokens with so many of the best, and the prompt's; nullopt: without.
+  std::optional<std::uint32_t> logprobs = {};
+  std::optional<std::uint32_t> prompt_logprobs = {};
 };
 
 struct CompletionRequest {
@@ -40,11 +44,14 @@ struct CompletionRequest {
   bool add_generation_prompt = true;
   std::uint32_t n = 1;  // answers per prompt
   bool echo = false;
-  std::uint32_t score_from = 1;  // echo with logprobs: the first prompt token that is scored
+  std::uint32_t score_from = 1;  // where the prompt is scored: its first token that is
   std::string model;             // empty: not stated
   bool stream = false;
   AnswerShape shape;
   bool add_bos = true;  // before prompts that are texts
+
+  // The prompt's log probabilities are asked for.
+  bool scores() const { return shape.prompt_logprobs.has_value() || (echo && shape.logprobs.has_value()); }
 };
 
 // kInvalidArgument naming the field.
@@ -57,7 +64,7 @@ struct ChoicePlan {
   bool runs = true;                       // false: nothing is to be computed (echo with max_tokens 0)
   bool counts_prompt = true;              // the first choice of its prompt, for the usage
   std::string echo_text;                  // empty without echo
-  std::vector<std::uint32_t> prompt_ids;  // with echo and logprobs: all of the prompt
+  std::vector<std::uint32_t> prompt_ids;  // of a scored prompt: all of it
   std::uint32_t n_forced = 0;             // of prompt_ids, at the end: they come back as the answer's first tokens
   std::vector<std::uint32_t> shown_ids;   // return_token_ids: the prompt's
 };
@@ -89,7 +96,7 @@ class CompletionFormatter {
 
  private:
   struct Choice;
-  std::string TextOf(Choice& choice, const v1::Delta& delta);
+  void CountTokens(Choice& choice, const v1::Delta& delta) const;
   v1::Usage TotalUsage() const;
   v1::Usage UsageSoFar() const;
 

@@ -16,6 +16,12 @@ using Json = nlohmann::ordered_json;
 std::string Dump(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
 std::string Event(const Json& json) { return "data: " + Dump(json) + "\n\n"; }
 
+// vLLM's: null where EOS or the limit ended the answer.
+Json StopReason(const v1::Final& final) {
+  if (final.has_stop_string()) return final.stop_string();
+  return final.has_stop_token_id() ? Json(final.stop_token_id()) : Json();
+}
+
 const char* FinishName(v1::FinishReason reason) { return reason == v1::FINISH_REASON_LENGTH ? "length" : "stop"; }
 
 Json UsageJson(const v1::Usage& usage) {
@@ -113,7 +119,46 @@ std::string ChunkEvent(const Head& head, Json choice, const AnswerShape& shape, 
   return Event(json);
 }
 
-Json ChatLogprobs(const google::protobuf::RepeatedPtrField<v1::TokenLogprobs>& tokens, const TextCodec& codec) {
+using TokenList = google::protobuf::RepeatedPtrField<v1::TokenLogprobs>;
+
+// What the answer shows of the collected tokens: from the n-th on, with n_top of the best ones each.
+TokenList Shown(const TokenList& collected, std::uint32_t from, std::uint32_t n_top) {
+  TokenList shown;
+  for (int i = static_cast<int>(from); i < collected.size(); ++i) {
+    v1::TokenLogprobs* token = shown.Add();
+    *token = collected[i];
+    const int n_more = token->top_size() - static_cast<int>(n_top);
+    if (n_more > 0) token->mutable_top()->DeleteSubrange(static_cast<int>(n_top), n_more);
+  }
+  return shown;
+}
+
+// vLLM's: for every token of the prompt null where it is not scored, else the token and the best ones by id. The rank
+// of a token that is not among the best is not known.
+Json PromptLogprobs(const ChoicePlan& plan, const TokenList& collected, std::uint32_t n_top, const TextCodec& codec) {
+  Json list = Json::array();
+  for (std::size_t i = plan.n_forced; i < plan.prompt_ids.size(); ++i) list.push_back(nullptr);
+  const int n_scored = std::min(collected.size(), static_cast<int>(plan.n_forced));
+  for (int i = 0; i < n_scored; ++i) {
+    const v1::TokenLogprobs& token = collected[i];
+    Json entry = Json::object();
+    const auto add = [&](std::uint32_t id, float logprob, Json rank) {
+      entry[std::to_string(id)] = {
+          {"logprob", logprob}, {"rank", std::move(rank)}, {"decoded_token", codec.TokenText(id)}};
+    };
+    add(token.token_id(), token.logprob(), nullptr);
+    for (int rank = 1; rank <= token.top_size(); ++rank) {
+      const v1::TopLogprob& best = token.top(rank - 1);
+      if (rank <= static_cast<int>(n_top) || best.token_id() == token.token_id()) {
+        add(best.token_id(), best.logprob(), rank);
+      }
+    }
+    list.push_back(std::move(entry));
+  }
+  return list;
+}
+
+Json ChatLogprobs(const TokenList& tokens, const TextCodec& codec) {
   if (tokens.empty()) return nullptr;
   Json content = Json::array();
   for (const v1::TokenLogprobs& token : tokens) {
@@ -132,21 +177,18 @@ Json ChatLogprobs(const google::protobuf::RepeatedPtrField<v1::TokenLogprobs>& t
 struct CompletionFormatter::Choice {
   ChoicePlan plan;
   v1::Started started;
-  std::string text;                                                // collected, without the echo
-  google::protobuf::RepeatedPtrField<v1::TokenLogprobs> logprobs;  // collected
-  std::vector<std::uint32_t> ids;                                  // collected, without the forced ones, if wanted
-  std::unique_ptr<TextStream> stream;                              // of a scored prompt's answer
-  std::uint32_t n_tokens = 0;                                      // seen, the forced ones included
-  std::size_t text_offset = 0;                                     // of the next token, in characters
+  std::string text;                // collected, without the echo
+  TokenList logprobs;              // collected
+  std::vector<std::uint32_t> ids;  // collected, without the forced ones, if wanted
+  std::uint32_t n_tokens = 0;      // seen, the forced ones included
+  std::size_t text_offset = 0;     // of the next token, in characters
   v1::Final final;
 
   // OpenAI's parallel lists; without logprobs null. The first call also lists the prompt tokens that are not scored.
-  Json Logprobs(const google::protobuf::RepeatedPtrField<v1::TokenLogprobs>& scored, bool first,
-                const TextCodec& codec);
+  Json Logprobs(const TokenList& scored, bool first, const TextCodec& codec);
 };
 
-Json CompletionFormatter::Choice::Logprobs(const google::protobuf::RepeatedPtrField<v1::TokenLogprobs>& scored,
-                                           bool first, const TextCodec& codec) {
+Json CompletionFormatter::Choice::Logprobs(const TokenList& scored, bool first, const TextCodec& codec) {
   Json tokens = Json::array(), logprobs_list = Json::array(), tops = Json::array(), offsets = Json::array();
   const auto add = [&](std::uint32_t id, Json logprob, Json top) {
     const std::string bytes = codec.TokenBytes(id);
@@ -176,7 +218,6 @@ CompletionFormatter::CompletionFormatter(ApiKind kind, std::string id, std::int6
   for (ChoicePlan& plan : plans) {
     Choice& choice = choices_.emplace_back();
     choice.plan = std::move(plan);
-    if (choice.plan.n_forced > 0) choice.stream = codec.NewStream();
     if (choice.plan.runs) continue;
     choice.final.set_finish_reason(v1::FINISH_REASON_LENGTH);
     choice.final.mutable_usage()->set_prompt_tokens(static_cast<std::uint32_t>(choice.plan.prompt_ids.size()));
@@ -189,15 +230,10 @@ void CompletionFormatter::SetStarted(std::size_t choice, const v1::Started& star
   choices_[choice].started = started;
 }
 
-// The text of the delta's own tokens, and their ids: what is forced has been shown as echo.
-std::string CompletionFormatter::TextOf(Choice& choice, const v1::Delta& delta) {
-  std::string text;
+void CompletionFormatter::CountTokens(Choice& choice, const v1::Delta& delta) const {
   for (const std::uint32_t id : delta.token_ids()) {
-    if (choice.n_tokens++ < choice.plan.n_forced) continue;
-    if (choice.stream != nullptr) text += choice.stream->Push(id);
-    if (shape_.token_ids) choice.ids.push_back(id);
+    if (choice.n_tokens++ >= choice.plan.n_forced && shape_.token_ids) choice.ids.push_back(id);
   }
-  return choice.stream != nullptr ? text : delta.text();
 }
 
 std::string CompletionFormatter::BeginEvent(std::size_t index) {
@@ -217,10 +253,10 @@ std::string CompletionFormatter::BeginEvent(std::size_t index) {
 
 std::string CompletionFormatter::DeltaEvent(std::size_t index, const v1::Delta& delta) {
   Choice& choice = choices_[index];
-  const std::string text = TextOf(choice, delta);
+  CountTokens(choice, delta);
   Json logprobs = kind_ == ApiKind::kChat ? ChatLogprobs(delta.logprobs(), codec_)
                                           : choice.Logprobs(delta.logprobs(), false, codec_);
-  Json json = ChunkChoice(kind_, index, text, std::move(logprobs), nullptr);
+  Json json = ChunkChoice(kind_, index, delta.text(), std::move(logprobs), nullptr);
   if (shape_.token_ids) json["token_ids"] = std::exchange(choice.ids, {});
   return ChunkEvent({kind_, id_, created_, model_}, std::move(json), shape_, UsageSoFar());
 }
@@ -228,8 +264,8 @@ std::string CompletionFormatter::DeltaEvent(std::size_t index, const v1::Delta& 
 std::string CompletionFormatter::FinishEvent(std::size_t index, const v1::Final& final) {
   AddFinal(index, final);
   Choice& choice = choices_[index];
-  const std::string rest = choice.stream != nullptr ? choice.stream->Flush() : "";
-  Json json = ChunkChoice(kind_, index, rest, nullptr, FinishName(choice.final.finish_reason()));
+  Json json = ChunkChoice(kind_, index, "", nullptr, FinishName(choice.final.finish_reason()));
+  json["stop_reason"] = StopReason(choice.final);
   Json zeroc = choice.plan.runs ? ZerocJson(choice.started, choice.final.stats()) : Json();
   return ChunkEvent({kind_, id_, created_, model_}, std::move(json), shape_, UsageSoFar(), std::move(zeroc));
 }
@@ -246,7 +282,8 @@ std::string CompletionFormatter::EndEvents() const {
 
 void CompletionFormatter::AddDelta(std::size_t index, const v1::Delta& delta) {
   Choice& choice = choices_[index];
-  choice.text += TextOf(choice, delta);
+  CountTokens(choice, delta);
+  choice.text += delta.text();
   choice.logprobs.MergeFrom(delta.logprobs());
 }
 
@@ -284,20 +321,29 @@ v1::Usage CompletionFormatter::UsageSoFar() const {
 }
 
 std::string CompletionFormatter::Body() {
-  Json choices = Json::array(), top_zeroc;
+  Json choices = Json::array(), top_zeroc, chat_prompt_logprobs;
   for (std::size_t i = 0; i < choices_.size(); ++i) {
     Choice& choice = choices_[i];
-    if (choice.stream != nullptr) choice.text += choice.stream->Flush();
+    const std::uint32_t n_top = shape_.logprobs.value_or(0);
     Json json{{"index", i}};
     if (kind_ == ApiKind::kChat) {
       json["message"] = {{"role", "assistant"}, {"content", choice.text}, {"refusal", nullptr}};
-      json["logprobs"] = ChatLogprobs(choice.logprobs, codec_);
+      const TokenList shown = Shown(choice.logprobs, choice.plan.n_forced, n_top);
+      json["logprobs"] = shape_.logprobs.has_value() ? ChatLogprobs(shown, codec_) : Json();
     } else {
       json["text"] = choice.plan.echo_text + choice.text;
-      const bool wanted = choice.plan.generate.sampling().has_logprobs();
-      json["logprobs"] = wanted ? choice.Logprobs(choice.logprobs, true, codec_) : Json();
+      const bool echo = !choice.plan.echo_text.empty();
+      const TokenList shown = Shown(choice.logprobs, echo ? 0 : choice.plan.n_forced, n_top);
+      json["logprobs"] = shape_.logprobs.has_value() ? choice.Logprobs(shown, echo, codec_) : Json();
     }
     json["finish_reason"] = FinishName(choice.final.finish_reason());
+    json["stop_reason"] = StopReason(choice.final);
+    Json prompt_logprobs;
+    if (const auto n = shape_.prompt_logprobs; n.has_value()) {
+      prompt_logprobs = PromptLogprobs(choice.plan, choice.logprobs, *n, codec_);
+    }
+    if (kind_ == ApiKind::kCompletions) json["prompt_logprobs"] = std::move(prompt_logprobs);
+    if (kind_ == ApiKind::kChat && i == 0) chat_prompt_logprobs = std::move(prompt_logprobs);
     if (shape_.token_ids) {
       json["token_ids"] = choice.ids;
       if (kind_ == ApiKind::kCompletions) json["prompt_token_ids"] = choice.plan.shown_ids;
@@ -310,6 +356,7 @@ std::string CompletionFormatter::Body() {
   }
   Json json = Envelope({kind_, id_, created_, model_}, false, std::move(choices));
   json["usage"] = UsageJson(TotalUsage());
+  if (kind_ == ApiKind::kChat) json["prompt_logprobs"] = std::move(chat_prompt_logprobs);
   if (!top_zeroc.is_null()) json["zeroc"] = std::move(top_zeroc);
   return Dump(json);
 }

@@ -1,4 +1,5 @@
 // Reading the bodies of /v1/completions, /v1/chat/completions, /tokenize and /detokenize.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -114,6 +115,9 @@ bool ReadIds(const Json& array, v1::TokenIds* ids) {
   }
   return true;
 }
+
+// As many as a worker gives for any token.
+constexpr std::uint32_t kPromptLogprobsMax = 20;
 
 // Prompts times answers: each is a request of its own.
 constexpr std::size_t kChoicesMax = 512;
@@ -250,6 +254,7 @@ void ReadSampling(Fields& fields, v1::SamplingParams* sampling) {
   if (const Json* top_k = fields.Find("top_k"); top_k == nullptr || *top_k != -1) {
     fields.Unsigned("top_k", [&](std::uint32_t x) { sampling->set_top_k(x); });
   }
+  fields.Bool("include_stop_str_in_output", [&](bool x) { sampling->set_include_stop(x); });
   fields.Bool("ignore_eos", [&](bool x) { sampling->set_ignore_eos(x); });
   fields.Unsigned("min_tokens", [&](std::uint32_t x) { sampling->set_min_tokens(x); });
   ReadSeed(fields, sampling);
@@ -283,12 +288,11 @@ Status ReadCommon(Fields& fields, CompletionRequest* request) {
   fields.Only("length_penalty", 1.0);
   fields.Only("skip_special_tokens", true);
   fields.Only("spaces_between_special_tokens", true);
-  fields.Only("include_stop_str_in_output", false);
   fields.Only("return_tokens_as_token_ids", false);
   fields.Only("bad_words", Json::array());
   for (const char* name :
-       {"allowed_token_ids", "truncate_prompt_tokens", "prompt_logprobs", "logits_processors", "guided_json",
-        "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "kv_transfer_params"}) {
+       {"allowed_token_ids", "truncate_prompt_tokens", "logits_processors", "guided_json", "guided_regex",
+        "guided_choice", "guided_grammar", "structured_outputs", "kv_transfer_params"}) {
     fields.Only(name, nullptr);
   }
   for (const char* name : {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}) {
@@ -307,16 +311,22 @@ Status ReadCommon(Fields& fields, CompletionRequest* request) {
   return OkStatus();
 }
 
-void ReadEcho(Fields& fields, CompletionRequest* request) {
-  fields.Bool("echo", [&](bool x) { request->echo = x; });
+// After echo and logprobs. Scored tokens pass the workers as part of the answer, so one number holds for both.
+void ReadScoring(Fields& fields, CompletionRequest* request) {
+  AnswerShape& shape = request->shape;
+  fields.Unsigned("prompt_logprobs", [&](std::uint32_t x) {
+    if (x > kPromptLogprobsMax) fields.Fail("prompt_logprobs", "is more than " + std::to_string(kPromptLogprobsMax));
+    if (request->stream) fields.Fail("prompt_logprobs", "is not available with stream = true");
+    shape.prompt_logprobs = x;
+  });
   fields.Unsigned("score_from", [&](std::uint32_t x) { request->score_from = x; });
-  const bool scores = request->echo && request->generate.sampling().has_logprobs();
   if (request->score_from == 0) fields.Fail("score_from", "is 0: nothing comes before the first token");
-  if (request->score_from != 1 && !scores) fields.Fail("score_from", "needs echo = true and logprobs");
-  // Scored tokens pass the workers as part of the answer, where a stop string would match in the prompt.
-  if (scores && request->generate.sampling().stop_size() > 0) {
-    fields.Fail("stop", "cannot be combined with echo and logprobs");
+  if (request->score_from != 1 && !request->scores()) {
+    fields.Fail("score_from", "needs prompt_logprobs, or echo = true and logprobs");
   }
+  if (!shape.logprobs.has_value() && !shape.prompt_logprobs.has_value()) return;
+  request->generate.mutable_sampling()->set_logprobs(
+      std::max(shape.logprobs.value_or(0), shape.prompt_logprobs.value_or(0)));
 }
 
 }  // namespace
@@ -328,8 +338,9 @@ Result<CompletionRequest> ParseCompletionRequest(std::string_view body) {
   Fields fields(json, "");
   ReadPrompts(fields, &request.prompts);
   ZEROC_RETURN_IF_ERROR(ReadCommon(fields, &request));
-  fields.Unsigned("logprobs", [&](std::uint32_t x) { request.generate.mutable_sampling()->set_logprobs(x); });
-  ReadEcho(fields, &request);
+  fields.Unsigned("logprobs", [&](std::uint32_t x) { request.shape.logprobs = x; });
+  fields.Bool("echo", [&](bool x) { request.echo = x; });
+  ReadScoring(fields, &request);
   fields.Only("best_of", request.n);
   fields.Only("suffix", "");
   fields.Only("response_format", Json{{"type", "text"}});
@@ -349,14 +360,14 @@ Result<CompletionRequest> ParseChatRequest(std::string_view body) {
   Fields fields(json, "");
   ReadMessages(fields, &request.messages);
   ZEROC_RETURN_IF_ERROR(ReadCommon(fields, &request));
-  v1::SamplingParams* sampling = request.generate.mutable_sampling();
   bool logprobs = false;
   fields.Bool("logprobs", [&](bool x) { logprobs = x; });
-  if (logprobs) sampling->set_logprobs(0);
+  if (logprobs) request.shape.logprobs = 0;
   fields.Unsigned("top_logprobs", [&](std::uint32_t x) {
     if (!logprobs && x > 0) return fields.Fail("top_logprobs", "needs logprobs = true");
-    if (logprobs) sampling->set_logprobs(x);
+    if (logprobs) request.shape.logprobs = x;
   });
+  ReadScoring(fields, &request);
   fields.Bool("add_generation_prompt", [&](bool x) { request.add_generation_prompt = x; });
   fields.Only("continue_final_message", false);
   fields.Only("chat_template_kwargs", Json::object());

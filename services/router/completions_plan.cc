@@ -14,8 +14,8 @@ Result<std::vector<std::uint32_t>> IdsOf(const Prompt& prompt, const TextCodec& 
   return std::get<std::vector<std::uint32_t>>(prompt);
 }
 
-// Echo with logprobs: the prompt's first score_from tokens are prefilled, the others are forced on the decode worker,
-// which gives their log probabilities over the compressed cache.
+// A prompt with log probabilities: its first score_from tokens are prefilled, the others are forced on the decode
+// worker, which gives their log probabilities over the compressed cache.
 Status PlanScoring(const CompletionRequest& request, std::uint32_t default_max_tokens,
                    std::vector<std::uint32_t> prompt_ids, ChoicePlan* plan) {
   if (prompt_ids.empty()) return InvalidArgument("prompt is empty");
@@ -41,16 +41,16 @@ Status PlanPrompt(const CompletionRequest& request, const Prompt& prompt, const 
   if (no_output && !request.echo) return InvalidArgument("max_tokens is 0 (which only echo = true allows)");
   const auto* text = std::get_if<std::string>(&prompt);
   std::vector<std::uint32_t> ids;
-  const bool encode = request.echo || request.shape.token_ids || !request.add_bos;
+  const bool encode = request.echo || request.scores() || request.shape.token_ids || !request.add_bos;
   if (encode) {
     ZEROC_ASSIGN_OR_RETURN(ids, IdsOf(prompt, codec, request.add_bos));
   }
   if (request.shape.token_ids) plan->shown_ids = ids;
   if (request.echo) {
     plan->echo_text = text != nullptr ? *text : codec.Decode(ids);
-    if (sampling.has_logprobs()) return PlanScoring(request, default_max_tokens, std::move(ids), plan);
     plan->runs = !no_output;
   }
+  if (request.scores()) return PlanScoring(request, default_max_tokens, std::move(ids), plan);
   if (text != nullptr && request.add_bos) {
     plan->generate.set_text(*text);
   } else {

@@ -130,6 +130,7 @@ std::vector<HttpServer::Route> ApiRoutes(Router& router, const ApiOptions& optio
        [&router, started](auto exchange) { exchange->Respond(Json(ModelBody(router.ModelInfo(), started))); }},
       {"POST", "/tokenize", [&router](auto exchange) { Tokenize(router, *exchange); }},
       {"POST", "/detokenize", [&router](auto exchange) { Detokenize(router, *exchange); }},
+      {"GET", "/tokenizer_info", [&router](auto exchange) { exchange->Respond(Json(router.model().tokenizer_info)); }},
       {"GET", "/health", health},
       {"GET", "/ping", health},
       {"GET", "/load",

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "services/common/grpc_status.h"
+#include "services/router/client_link.h"
 #include "services/router/grpc_access.h"
 #include "services/router/response_queue.h"
 #include "services/router/score_call.h"
@@ -22,33 +23,15 @@ class GenerateStream {
 
   // Lives as long as this stream.
   void Hold(std::shared_ptr<const void> pass) { pass_ = std::move(pass); }
-  void Bind(const std::shared_ptr<RequestFlow>& flow) {
-    bool cancelled = false;
-    {
-      MutexLock lock(mu_);
-      flow_ = flow;
-      cancelled = cancelled_;
-    }
-    if (cancelled) ClientGone();
-  }
   void ClientGone() {
-    std::shared_ptr<RequestFlow> flow;
-    {
-      MutexLock lock(mu_);
-      cancelled_ = true;
-      flow = flow_.lock();
-    }
-    if (flow == nullptr) return;
-    flow->Cancel(Cancelled(queue.too_slow() ? "the client reads too slowly" : "the client has gone"));
+    client.ClientGone(Cancelled(queue.too_slow() ? "the client reads too slowly" : "the client has gone"));
   }
 
+  ClientLink client;
   ResponseQueue<Reactor, v1::GenerateResponse> queue;
 
  private:
   std::shared_ptr<const void> pass_;
-  Mutex mu_;
-  bool cancelled_ ZEROC_GUARDED_BY(mu_) = false;
-  std::weak_ptr<RequestFlow> flow_ ZEROC_GUARDED_BY(mu_);
 };
 
 class GenerateStream::Reactor : public grpc::ServerWriteReactor<v1::GenerateResponse> {
@@ -105,7 +88,7 @@ class InferenceService : public v1::Inference::CallbackService {
       stream->queue.End(decision.status);
     } else {
       stream->Hold(std::move(decision.pass));
-      stream->Bind(router_.Generate(*request, deadline, std::make_shared<StreamSink>(stream)));
+      stream->client.Bind(router_.Generate(*request, deadline, std::make_shared<StreamSink>(stream)));
     }
     // Only now: a Finish before this returns would be legal too, but OnDone could then race with the lines above.
     stream->queue.Attach(reactor, context);

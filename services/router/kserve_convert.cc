@@ -258,4 +258,23 @@ inference::ModelMetadataResponse KserveModelMetadata(const std::string& model) {
   return response;
 }
 
+inference::ModelConfig KserveModelConfig(const std::string& model) {
+  inference::ModelConfig config;
+  config.set_name(model);
+  config.set_platform("zeroc");
+  config.set_backend("zeroc");
+  config.mutable_model_transaction_policy()->set_decoupled(true);
+  const auto set = [](auto* tensor, const char* name, inference::DataType type) {
+    tensor->set_name(name);
+    tensor->set_data_type(type);
+    tensor->add_dims(1);
+  };
+  set(config.add_input(), "text_input", inference::TYPE_STRING);
+  set(config.add_input(), "streaming", inference::TYPE_BOOL);
+  config.mutable_input(1)->set_optional(true);
+  set(config.add_output(), "text_output", inference::TYPE_STRING);
+  set(config.add_output(), "finish_reason", inference::TYPE_STRING);
+  return config;
+}
+
 }  // namespace zeroc

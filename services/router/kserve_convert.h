@@ -36,5 +36,6 @@ inference::ModelInferResponse KserveEmptyFinal(const KserveRequest& request);
 
 inline constexpr char kKserveModelVersion[] = "1";
 inference::ModelMetadataResponse KserveModelMetadata(const std::string& model);
+inference::ModelConfig KserveModelConfig(const std::string& model);
 
 }  // namespace zeroc

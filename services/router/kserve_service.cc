@@ -13,6 +13,7 @@
 #include "services/router/grpc_access.h"
 #include "services/router/kserve_convert.h"
 #include "services/router/response_queue.h"
+#include "services/router/unary_call.h"
 
 namespace zeroc {
 namespace {
@@ -59,40 +60,9 @@ class Collector {
 
 // --- ModelInfer ---
 
-class UnaryReactor;
-
-// Shared by the flow's sink and the reactor, which end independently.
-class UnaryState : public ResponseSink {
+class InferCall : public UnaryCall<ModelInferResponse> {
  public:
-  explicit UnaryState(KserveRequest request) : collector_(std::move(request)) {}
-
-  void Attach(UnaryReactor* reactor) {
-    MutexLock lock(mu_);
-    reactor_ = reactor;
-    FinishIfEnded();
-  }
-  void Detach() {
-    MutexLock lock(mu_);
-    reactor_ = nullptr;
-  }
-  void Bind(const std::shared_ptr<RequestFlow>& flow) {
-    bool cancelled = false;
-    {
-      MutexLock lock(mu_);
-      flow_ = flow;
-      cancelled = cancelled_;
-    }
-    if (cancelled) ClientGone();
-  }
-  void ClientGone() {
-    std::shared_ptr<RequestFlow> flow;
-    {
-      MutexLock lock(mu_);
-      cancelled_ = true;
-      flow = flow_.lock();
-    }
-    if (flow != nullptr) flow->Cancel(Cancelled("the client has gone"));
-  }
+  explicit InferCall(KserveRequest request) : collector_(std::move(request)) {}
 
   void OnStarted(const v1::Started& started) override {
     MutexLock lock(mu_);
@@ -104,50 +74,13 @@ class UnaryState : public ResponseSink {
   }
   void OnFinal(const v1::Final& final) override {
     MutexLock lock(mu_);
-    answer_ = collector_.End(final);
-    end_ = OkStatus();
-    FinishIfEnded();
-  }
-  void OnError(const Status& status, ErrorOrigin) override {
-    MutexLock lock(mu_);
-    end_ = status;
-    FinishIfEnded();
+    response_ = collector_.End(final);
+    End(OkStatus());
   }
 
  private:
-  void FinishIfEnded() ZEROC_REQUIRES(mu_);
-
-  Mutex mu_;
-  UnaryReactor* reactor_ ZEROC_GUARDED_BY(mu_) = nullptr;
-  std::weak_ptr<RequestFlow> flow_ ZEROC_GUARDED_BY(mu_);
-  bool cancelled_ ZEROC_GUARDED_BY(mu_) = false;
-  std::optional<Status> end_ ZEROC_GUARDED_BY(mu_);
   Collector collector_ ZEROC_GUARDED_BY(mu_);
-  ModelInferResponse answer_ ZEROC_GUARDED_BY(mu_);
 };
-
-class UnaryReactor : public grpc::ServerUnaryReactor {
- public:
-  UnaryReactor(std::shared_ptr<UnaryState> state, ModelInferResponse* out, std::shared_ptr<const void> pass)
-      : response(out), state_(std::move(state)), pass_(std::move(pass)) {}
-  void OnCancel() override { state_->ClientGone(); }
-  void OnDone() override {
-    state_->Detach();
-    delete this;
-  }
-  ModelInferResponse* const response;
-
- private:
-  const std::shared_ptr<UnaryState> state_;
-  const std::shared_ptr<const void> pass_;
-};
-
-// Finish runs no reaction inline, so the lock may be held.
-void UnaryState::FinishIfEnded() {
-  if (reactor_ == nullptr || !end_.has_value()) return;
-  if (end_->ok()) *reactor_->response = std::move(answer_);
-  std::exchange(reactor_, nullptr)->Finish(ToGrpc(*end_));
-}
 
 // --- ModelStreamInfer ---
 
@@ -328,13 +261,16 @@ class KserveService : public inference::GRPCInferenceService::CallbackService {
   grpc::ServerUnaryReactor* ModelMetadata(grpc::CallbackServerContext* context,
                                           const inference::ModelMetadataRequest* request,
                                           inference::ModelMetadataResponse* response) override {
-    const Status admitted = AdmitCall(access_, *context).status;
-    if (!admitted.ok()) return End(context, admitted);
-    if (!IsServed(request->name(), request->version())) {
-      return End(context, NotFound("this model or version is not served here; this is " + router_.model().name));
-    }
-    *response = KserveModelMetadata(router_.model().name);
-    return End(context, OkStatus());
+    const Status status = Check(*context, *request);
+    if (status.ok()) *response = KserveModelMetadata(router_.model().name);
+    return End(context, status);
+  }
+  grpc::ServerUnaryReactor* ModelConfig(grpc::CallbackServerContext* context,
+                                        const inference::ModelConfigRequest* request,
+                                        inference::ModelConfigResponse* response) override {
+    const Status status = Check(*context, *request);
+    if (status.ok()) *response->mutable_config() = KserveModelConfig(router_.model().name);
+    return End(context, status);
   }
 
   grpc::ServerUnaryReactor* ModelInfer(grpc::CallbackServerContext* context, const ModelInferRequest* message,
@@ -348,11 +284,10 @@ class KserveService : public inference::GRPCInferenceService::CallbackService {
     }
     const Deadline deadline = DeadlineOf(context->deadline(), *request);
     v1::GenerateRequest generate = request->generate;
-    auto state = std::make_shared<UnaryState>(std::move(*request));
-    auto* reactor = new UnaryReactor(state, response, std::move(decision.pass));  // OnDone deletes it
-    state->Bind(router_.Generate(std::move(generate), deadline, state));
-    // Only now: OnDone could otherwise race with the lines above.
-    state->Attach(reactor);
+    auto call = std::make_shared<InferCall>(std::move(*request));
+    auto* reactor = new InferCall::Reactor(call, response, std::move(decision.pass));  // OnDone deletes it
+    call->client.Bind(router_.Generate(std::move(generate), deadline, call));
+    call->Attach(reactor);
     return reactor;
   }
 
@@ -368,6 +303,12 @@ class KserveService : public inference::GRPCInferenceService::CallbackService {
  private:
   bool IsServed(const std::string& name, const std::string& version) const {
     return name == router_.model().name && (version.empty() || version == kKserveModelVersion);
+  }
+  template <typename Request>
+  Status Check(const grpc::CallbackServerContext& context, const Request& request) const {
+    ZEROC_RETURN_IF_ERROR(AdmitCall(access_, context).status);
+    if (IsServed(request.name(), request.version())) return OkStatus();
+    return NotFound("this model or version is not served here; this is " + router_.model().name);
   }
   static grpc::ServerUnaryReactor* End(grpc::CallbackServerContext* context, const Status& status) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();

@@ -140,5 +140,18 @@ TEST(KserveAnswer, ComesInTheFormOfTheQuestion) {
   EXPECT_FALSE(raw.parameters().at("triton_final_response").bool_param());
 }
 
+// Triton's tools take numbers and names from here; the numbers are Triton's.
+TEST(KserveModelConfig, SpeaksOfTheSameTensors) {
+  const inference::ModelConfig config = KserveModelConfig("m");
+  EXPECT_EQ(config.name(), "m");
+  EXPECT_TRUE(config.model_transaction_policy().decoupled());
+  ASSERT_EQ(config.input_size(), 2);
+  EXPECT_EQ(config.input(0).data_type(), 13) << "TYPE_STRING";
+  EXPECT_EQ(config.input(1).data_type(), 1) << "TYPE_BOOL";
+  EXPECT_EQ(config.output(1).name(), KserveModelMetadata("m").outputs(1).name());
+  EXPECT_EQ(inference::ModelConfig::kModelTransactionPolicyFieldNumber, 19);
+  EXPECT_EQ(inference::ModelConfig::kBackendFieldNumber, 17);
+}
+
 }  // namespace
 }  // namespace zeroc

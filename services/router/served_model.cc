@@ -5,6 +5,7 @@
 
 #include "libzeroc/checkpoint/model_config.h"
 #include "libzeroc/compression/plan.h"
+#include "libzeroc/tokenizer/config_files.h"
 #include "libzeroc/tokenizer/streaming_decoder.h"
 #include "libzeroc/tokenizer/tokenizer.h"
 
@@ -100,6 +101,7 @@ Result<ServedModel> LoadServedModel(const std::string& dir, const std::string& p
   ZEROC_ASSIGN_OR_RETURN(model.ladder, LadderOf(*plan));
   model.codec = std::make_shared<TokenizerCodec>(std::move(*tokenizer));
   ZEROC_ASSIGN_OR_RETURN(model.chat_template, ChatTemplate::Open(dir));
+  ZEROC_ASSIGN_OR_RETURN(model.tokenizer_info, TokenizerInfo(dir));
   return model;
 }
 

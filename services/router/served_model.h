@@ -24,6 +24,7 @@ struct ServedModel {
   std::vector<Rung> ladder;
   std::shared_ptr<const TextCodec> codec;
   std::shared_ptr<const ChatTemplate> chat_template = ChatTemplate::Default();
+  std::string tokenizer_info = "{}";  // tokenizer_config.json with the chat template in it, as JSON text
 };
 
 // Reads config.json, tokenizer.json and the plan (dir/zeroc.plan when plan_path is empty); the name defaults to the

@@ -19,6 +19,10 @@ assert client.get_server_metadata(headers=HEADERS).name == "zeroc"
 metadata = client.get_model_metadata("zeroc-demo", headers=HEADERS)
 assert [(i.name, i.datatype, list(i.shape)) for i in metadata.inputs] == [("text_input", "BYTES", [1]),
                                                                           ("streaming", "BOOL", [1])], metadata
+config = client.get_model_config("zeroc-demo", headers=HEADERS).config
+assert config.name == "zeroc-demo" and config.model_transaction_policy.decoupled, config
+assert [(i.name, list(i.dims), i.optional) for i in config.input] == [("text_input", [1], False),
+                                                                     ("streaming", [1], True)], config
 
 
 def inputs(prompt, streaming):

@@ -7,7 +7,7 @@ import math
 import unittest
 
 import texts
-from cluster import REQUEST_S, Cluster, ClusterTest, Stream, http_request
+from cluster import MODEL_DIR, REQUEST_S, Cluster, ClusterTest, Stream, http_request
 
 
 class ApiTest(ClusterTest):
@@ -107,6 +107,47 @@ class ApiTest(ClusterTest):
         mean = sum(all_scored[1:]) / (len(ids) - 1)
         self.assertTrue(-7 < mean < -1, f"mean log probability {mean} (perplexity {math.exp(-mean)})")
 
+    def test_prompt_logprobs_are_what_echo_scores(self):
+        ids = self.tokens(texts.prose(300))
+        fields = {"max_tokens": 4, "ignore_eos": True, "logprobs": 1}
+        echoed = self.cluster.complete([ids], echo=True, **fields)["choices"][0]
+        told = self.cluster.complete([ids], prompt_logprobs=3, **fields)["choices"][0]
+        self.assertEqual(len(told["prompt_logprobs"]), len(ids))
+        self.assertIsNone(told["prompt_logprobs"][0])
+        for i in range(1, len(ids)):
+            entry = told["prompt_logprobs"][i]
+            self.assertIn(len(entry), (3, 4), "the best three, and the token itself")
+            self.assertEqual(entry[str(ids[i])]["logprob"], echoed["logprobs"]["token_logprobs"][i])
+            self.assertEqual(sorted(e["rank"] for e in entry.values() if e["rank"]), [1, 2, 3])
+        self.assertEqual(echoed["text"][-len(told["text"]):], told["text"])
+        self.assertEqual(len(told["logprobs"]["tokens"]), 4, "the answer's own")
+        self.assertEqual(told["logprobs"]["token_logprobs"], echoed["logprobs"]["token_logprobs"][-4:])
+        chat = self.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 2,
+                                                  "prompt_logprobs": 0, "temperature": 0})
+        self.assertEqual(len(chat["prompt_logprobs"]), chat["usage"]["prompt_tokens"])
+        self.assertEqual(self.post("/v1/completions", {"prompt": "x", "prompt_logprobs": 1, "stream": True}, 400)
+                         ["error"]["param"], "prompt_logprobs")
+
+    def test_what_stopped_the_answer_is_told(self):
+        free = self.cluster.complete(texts.SHORT, max_tokens=24, ignore_eos=True, return_token_ids=True)["choices"][0]
+        self.assertIsNone(free["stop_reason"])
+        stop = free["text"][len(free["text"]) // 2:][:4]
+        before = free["text"][:free["text"].index(stop)]
+        cut = self.cluster.complete(texts.SHORT, max_tokens=24, ignore_eos=True, stop=[stop])["choices"][0]
+        self.assertEqual((cut["text"], cut["finish_reason"], cut["stop_reason"]), (before, "stop", stop))
+        kept = self.cluster.complete(texts.SHORT, max_tokens=24, ignore_eos=True, stop=[stop],
+                                     include_stop_str_in_output=True)["choices"][0]
+        self.assertEqual((kept["text"], kept["stop_reason"]), (before + stop, stop))
+        token = free["token_ids"][7]
+        stream = self.cluster.stream(texts.SHORT, max_tokens=24, ignore_eos=True, stop_token_ids=[token])
+        last = [c for event in stream.events() for c in event["choices"]][-1]
+        self.assertEqual((last["finish_reason"], last["stop_reason"]), ("stop", token))
+        # A stop string ends the answer, not the prompt that is scored with it.
+        both = self.cluster.complete(texts.SHORT, max_tokens=4, ignore_eos=True, echo=True, logprobs=0,
+                                     stop=[texts.SHORT[:6]])["choices"][0]
+        self.assertTrue(both["text"].startswith(texts.SHORT))
+        self.assertEqual(both["finish_reason"], "length")
+
     def test_echo_alone(self):
         answer = self.cluster.complete(texts.SHORT, echo=True, max_tokens=0)
         self.assertEqual(answer["choices"][0]["text"], texts.SHORT)
@@ -188,6 +229,10 @@ class ApiTest(ClusterTest):
         models = json.loads(http_request(self.port, "GET", "/v1/models")[2])
         self.assertEqual(models["data"][0]["id"], "zeroc-demo")
         self.assertEqual(json.loads(http_request(self.port, "GET", "/v1/models/zeroc-demo")[2]), models["data"][0])
+        info = json.loads(http_request(self.port, "GET", "/tokenizer_info")[2])
+        config = json.loads((MODEL_DIR / "tokenizer_config.json").read_text())
+        self.assertEqual({**info, **config}, info)
+        self.assertIn("tokenizer_class", info)
         ids = self.tokens(texts.SHORT)
         self.assertIn(texts.SHORT, self.post("/detokenize", {"tokens": ids})["prompt"])
 
