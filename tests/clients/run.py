@@ -29,6 +29,7 @@ API_KEY = "key-of-the-client-tests"
 SKIPPED = 77
 INSTALL_S = 1500  # hundreds of packages over a slow line
 RUN_S = 600 * TIME_SCALE
+START_S = 240 * TIME_SCALE  # what was just installed may still be on its way to the disk; nothing here is about speed
 
 # What package managers say when nobody answers. Everything else that fails is a failure of ours.
 NO_REGISTRY = ("NewConnectionError", "NameResolutionError", "Temporary failure in name resolution", "ConnectTimeout",
@@ -128,7 +129,7 @@ def run(command):
         keys.touch(mode=0o600)
         keys.write_text(f"tests {API_KEY}\n")
         with Cluster(router_args=["--api-keys-file", keys]) as cluster:
-            cluster.wait_ready()
+            cluster.wait_ready(START_S)
             url = f"http://127.0.0.1:{cluster.router.http_port}"
             environment = {**os.environ, "ZEROC_URL": url, "ZEROC_GRPC": f"127.0.0.1:{cluster.router.grpc_port}",
                            "ZEROC_WORK": folder, "ZEROC_MODEL_DIR": str(MODEL_DIR), "OPENAI_BASE_URL": url + "/v1",

@@ -221,7 +221,7 @@ def text_of(events):
 
 
 # The same request is the same answer every time: what was measured meanwhile, or an audit, has no part in it.
-SETTLED = ("--adaptive-profiles=false", "--audit-share=0")
+SETTLED = {"--adaptive-profiles": "false", "--audit-share": 0}
 
 
 class Cluster:
@@ -239,8 +239,9 @@ class Cluster:
         self.log_dir = tempfile.TemporaryDirectory(prefix="zeroc-e2e-")  # gone with this object
         self.processes = []
         self.decode, self.prefill = [], []
-        usual = [flag for flag in SETTLED if flag.split("=")[0] not in router_args]
-        self.router_args, self.decode_args, self.prefill_args = [*usual, *router_args], decode_args, prefill_args
+        self.decode_args, self.prefill_args = decode_args, prefill_args
+        self.router_args = [*(x for flag, value in SETTLED.items() if flag not in router_args for x in (flag, value)),
+                            *router_args]
         self.prefill_env = prefill_env
         try:
             self.routers = [self._start("zeroc-router", ["--model", MODEL_DIR, *self.router_args])
@@ -282,9 +283,9 @@ class Cluster:
         self.routers[0] = self.router
         return self.router
 
-    def wait_ready(self):
+    def wait_ready(self, timeout_s=START_S):
         for service in [*self.decode, *self.prefill, *self.routers]:
-            service.wait_ready()
+            service.wait_ready(timeout_s)
 
     def restart(self, service, timeout_s=EXIT_S):
         """As a rolling update: SIGTERM, drain, the same again on the same ports, and a wait until that is ready."""

@@ -5,6 +5,7 @@ drill: the request has ended in bounded time, whole or with a clear error, and e
 import json
 import os
 import pathlib
+import tempfile
 import threading
 import time
 
@@ -14,7 +15,8 @@ from cluster import REQUEST_S, ROOT, SETTLE_S, TIME_SCALE, Cluster, ClusterTest,
 FAULTS_LIBRARY = pathlib.Path(os.environ.get("ZEROC_WIRE_FAULTS_LIBRARY",
                                              ROOT / "build/release/tests/e2e/libzeroc_wire_faults.so"))
 # Fast, but long enough that a worker on a busy machine is not taken for a dead one.
-HEARTBEATS = ["--heartbeat-ms", 100, "--heartbeat-expiry-ms", int(3000 * TIME_SCALE)]
+HEARTBEAT_MS = 100
+HEARTBEATS = ["--heartbeat-ms", HEARTBEAT_MS, "--heartbeat-expiry-ms", int(3000 * TIME_SCALE)]
 # What a request may end with when a worker was lost and nobody could take over.
 LOST = {502, 503, 504}
 
@@ -69,6 +71,25 @@ class DrillTest(ClusterTest):
         self.baseline = {}
         for worker in [*self.cluster.decode, *self.cluster.prefill]:
             self.remember(worker)
+
+    def start_slow(self, decode_args=(), **options):
+        """As start(); ask_in_transfer() can slow the KV transfer of the prefill worker down."""
+        self.faults = self.wire_faults()
+        self.start(decode_args=[*TCP, *decode_args], prefill_args=TCP, prefill_env=self.faults.env, **options)
+
+    def wire_faults(self):
+        if not FAULTS_LIBRARY.is_file():
+            self.skipTest("ZEROC_WIRE_FAULTS_LIBRARY is not there: ctest builds it")
+        return WireFaults(self.enterContext(tempfile.TemporaryDirectory()))
+
+    def ask_in_transfer(self, **fields):
+        """A request whose blocks are on their way: some sent, the rest held up by a slow link."""
+        self.faults.set(SLOW)
+        answer = self.ask(**fields)
+        self.wait_leased()
+        time.sleep(0.5 * TIME_SCALE)
+        self.assertGreater(self.leased(), 0, "the transfer is not over")
+        return answer
 
     def remember(self, worker):
         worker.wait_ready()
@@ -126,6 +147,9 @@ class DrillTest(ClusterTest):
         self.router.wait_ready()
         answer = self.ask(prompt, **(fields or {"max_tokens": 4}))
         self.assert_ends(answer, 30, reference, whole=True)
+
+
+SLOW = "delay 50000"  # a prompt of 2,000 tokens takes seconds
 
 
 class WireFaults:

@@ -2,34 +2,16 @@
 """Drills on the decode worker and the router: killed and stopped while reserved, receiving and decoding, restarted."""
 
 import signal
-import tempfile
-import time
 import unittest
 
 from cluster import SETTLE_S, TIME_SCALE, wait_until
-from drills import FAULTS_LIBRARY, LOST, TCP, DrillTest, WireFaults
+from drills import LOST, DrillTest
 
 FIELDS = {"max_tokens": 60, "profile": "bf16"}
 LONG_RUN = {"max_tokens": 1500, "profile": "bf16"}
 
 
 class DecodeDrills(DrillTest):
-    def start_slow(self):
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        if not FAULTS_LIBRARY.is_file():
-            self.skipTest("ZEROC_WIRE_FAULTS_LIBRARY is not there: ctest sets it")
-        self.faults = WireFaults(folder)
-        self.start(decode_args=TCP, prefill_args=TCP, prefill_env=self.faults.env)
-        return self.reference(**FIELDS)
-
-    def ask_in_transfer(self):
-        self.faults.set("delay 50000")
-        answer = self.ask(**FIELDS)
-        self.wait_leased()
-        time.sleep(0.5 * TIME_SCALE)
-        self.assertGreater(self.leased(), 0, "the transfer is not over")
-        return answer
-
     def replace_decode(self, expected):
         self.decode = self.cluster.start_decode()
         self.remember(self.decode)
@@ -50,8 +32,9 @@ class DecodeDrills(DrillTest):
         self.replace_decode(expected)
 
     def test_killed_while_receiving(self):
-        expected = self.start_slow()
-        answer = self.ask_in_transfer()
+        self.start_slow()
+        expected = self.reference(**FIELDS)
+        answer = self.ask_in_transfer(**FIELDS)
         self.decode.kill()
         self.assert_ends(answer, 10, expected)
         self.faults.set("none")
@@ -70,8 +53,9 @@ class DecodeDrills(DrillTest):
         self.replace_decode(expected)
 
     def test_stopped_while_receiving(self):
-        expected = self.start_slow()
-        answer = self.ask_in_transfer()
+        self.start_slow()
+        expected = self.reference(**FIELDS)
+        answer = self.ask_in_transfer(**FIELDS)
         self.decode.signal(signal.SIGSTOP)
         self.assert_ends(answer, 15, expected)
         self.assert_settled(self.prefill, within_s=15 * TIME_SCALE)

@@ -2,36 +2,20 @@
 """Drills on the prefill worker: killed, stopped and told to end, before, during and after the transfer."""
 
 import signal
-import tempfile
-import time
 import unittest
 
 import texts
 from cluster import EXIT_S, SETTLE_S, TIME_SCALE, wait_until
-from drills import FAULTS_LIBRARY, TCP, DrillTest, WireFaults
+from drills import DrillTest
 
 FIELDS = {"max_tokens": 60, "profile": "bf16"}
 
 
 class PrefillDrills(DrillTest):
     def start_slow(self):
-        """A cluster whose KV transfer can be slowed down, and the tokens of a run without faults."""
-        folder = self.enterContext(tempfile.TemporaryDirectory())
-        if not FAULTS_LIBRARY.is_file():
-            self.skipTest("ZEROC_WIRE_FAULTS_LIBRARY is not there: ctest sets it")
-        self.faults = WireFaults(folder)
-        self.start(decode_args=[*TCP, "--lease-expiry-ms", int(2000 * TIME_SCALE)], prefill_args=TCP,
-                   prefill_env=self.faults.env)
+        """Returns the tokens of a run without faults."""
+        super().start_slow(decode_args=["--lease-expiry-ms", int(2000 * TIME_SCALE)])
         return self.reference(**FIELDS)
-
-    def ask_in_transfer(self):
-        """A request whose blocks are on their way: some sent, the rest held up by a slow link."""
-        self.faults.set("delay 50000")
-        answer = self.ask(**FIELDS)
-        self.wait_leased()
-        time.sleep(0.5 * TIME_SCALE)
-        self.assertGreater(self.leased(), 0, "the transfer is not over")
-        return answer
 
     def test_killed_before_the_transfer(self):
         self.start()
@@ -48,7 +32,7 @@ class PrefillDrills(DrillTest):
 
     def test_killed_in_the_transfer(self):
         expected = self.start_slow()
-        answer = self.ask_in_transfer()
+        answer = self.ask_in_transfer(**FIELDS)
         self.prefill.kill()
         self.assert_ends(answer, 10, expected)
         self.assert_settled(self.decode)
@@ -81,7 +65,7 @@ class PrefillDrills(DrillTest):
     def test_stopped_in_the_transfer_and_woken_when_the_blocks_are_anothers(self):
         """Late writes: the lease is over and its blocks hold other prompts when the writer wakes up."""
         expected = self.start_slow()
-        answer = self.ask_in_transfer()
+        answer = self.ask_in_transfer(**FIELDS)
         self.prefill.signal(signal.SIGSTOP)
         self.assert_ends(answer, 15, expected)
         self.assert_settled(self.decode)
@@ -112,7 +96,7 @@ class PrefillDrills(DrillTest):
 
     def test_sigterm_with_unsent_blocks(self):
         expected = self.start_slow()
-        answer = self.ask_in_transfer()
+        answer = self.ask_in_transfer(**FIELDS)
         self.prefill.signal(signal.SIGTERM)
         wait_until(lambda: self.prefill.status("/readyz") != 200, SETTLE_S, "it says that it drains")
         self.faults.set("delay 5000")

@@ -8,17 +8,14 @@ import tempfile
 import unittest
 
 from cluster import MODEL_DIR, SETTLE_S, free_port, wait_until
-from drills import FAULTS_LIBRARY, TCP, DrillTest, WireFaults
+from drills import DrillTest
 
 FIELDS = {"max_tokens": 30, "profile": "bf16"}
 
 
 class WireDrills(DrillTest):
     def setUp(self):
-        if not FAULTS_LIBRARY.is_file():
-            self.skipTest("ZEROC_WIRE_FAULTS_LIBRARY is not there: ctest builds it")
-        self.faults = WireFaults(self.enterContext(tempfile.TemporaryDirectory()))
-        self.start(decode_args=TCP, prefill_args=TCP, prefill_env=self.faults.env)
+        self.start_slow()
         self.expected = self.reference(**FIELDS)
 
     def test_a_corrupted_block_is_never_decoded(self):

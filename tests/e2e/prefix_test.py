@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
 """Prompts that begin alike: the second computes and sends only what is its own, and answers as a cold system does."""
 
+import signal
+import time
 import unittest
 
 import texts
-from cluster import SETTLE_S, Cluster, ClusterTest, wait_until
+from cluster import SETTLE_S, TIME_SCALE, Cluster, ClusterTest, wait_until
+from drills import HEARTBEAT_MS, HEARTBEATS
 
 CHUNK_TOKENS = 128
 DOCUMENT = texts.LONG
@@ -58,6 +61,50 @@ class PrefixTest(ClusterTest):
                 self.assertGreater(worker.metric("zeroc_prefix_cache_bytes"), 0)
                 self.assertEqual(worker.used_blocks(), 0)
                 self.assertEqual(worker.end(), 0)
+
+    def ask_at_home(self, cluster, prompt, home=None):
+        time.sleep(5 * HEARTBEAT_MS / 1000 * TIME_SCALE)  # what workers have cached is with the router
+        body = cluster.complete(prompt, max_tokens=4, ignore_eos=True, profile="q4")["zeroc"]
+        if home is not None:
+            self.assertEqual((body["prefill_worker"], body["decode_worker"]),
+                             (home["prefill_worker"], home["decode_worker"]))
+            self.assertLess(body["kv_bytes"]["wire"], 0.5 * home["kv_bytes"]["wire"], "the document travels once")
+        return body
+
+    def wait_workers(self, cluster, n):
+        for role in ("prefill", "decode"):
+            wait_until(lambda r=role: cluster.router.metric("zeroc_workers", role=r) == n, SETTLE_S, f"{n} {role}")
+
+    def test_the_router_goes_where_the_beginning_is(self):
+        first, second = texts.LONG, texts.prose(len(texts.LONG), start=20000)
+        for adaptive in ("false", "true"):
+            with (self.subTest(adaptive=adaptive),
+                  Cluster(prefill_args=["--chunk-tokens", CHUNK_TOKENS],
+                          router_args=[*HEARTBEATS, "--adaptive-profiles", adaptive]) as cluster):
+                cluster.wait_ready()
+                home = self.ask_at_home(cluster, first)
+                self.ask_at_home(cluster, first + QUESTIONS[0])  # shows prefill where prompts leave the document
+                # The first pair is away while the second one gets its document, and is the last to register then: of
+                # equals the router takes the others.
+                old = [*cluster.decode, *cluster.prefill]
+                cluster.start_decode().wait_ready()
+                cluster.start_prefill().wait_ready()
+                for worker in old:
+                    worker.signal(signal.SIGSTOP)
+                self.wait_workers(cluster, 1)
+                other = self.ask_at_home(cluster, second)
+                self.assertNotEqual(other["prefill_worker"], home["prefill_worker"])
+                self.assertNotEqual(other["decode_worker"], home["decode_worker"])
+                self.ask_at_home(cluster, second + QUESTIONS[0])
+                for worker in old:
+                    worker.signal(signal.SIGCONT)
+                self.wait_workers(cluster, 2)
+                for question in QUESTIONS[1:]:
+                    self.ask_at_home(cluster, first + question, home)
+                    self.ask_at_home(cluster, second + question, other)
+                self.assertGreater(cluster.router.metric("zeroc_policy_prefix_tokens_total", role="prefill"), 0)
+                self.assertGreater(cluster.router.metric("zeroc_policy_prefix_tokens_total", role="decode"), 0)
+                self.assertRegex(cluster.router.log(), r"prefill_cached_tokens=[1-9]\d* decode_cached_tokens=[1-9]")
 
 
 if __name__ == "__main__":
