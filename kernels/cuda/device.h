@@ -15,6 +15,7 @@
 //   MmaBf16(c, a, b0, b1)        c[16 x 8] += a[16 x 16] b[16 x 8], bf16 in f32
 //   MmaS8U8(c, a, b0, b1)        c[16 x 8] += a[16 x 32] b[32 x 8], signed times unsigned bytes in int32
 //   FunnelShiftRight(lo, hi, n)  low word of (hi : lo) >> n, n < 32
+//   AtomicAdd(at, value)         to 64 bits in shared memory
 //   MultiplyHigh(a, b)           upper 64 bits of a 128-bit product
 //
 // Fragments are PTX's of mma.sync m16n8k16 and m16n8k32, with g = lane / 4 and q = lane % 4; all warps of a processor

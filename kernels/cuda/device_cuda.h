@@ -67,6 +67,12 @@ ZEROC_DEVICE int RoundToInt(float x) { return __float2int_rn(x); }
 ZEROC_DEVICE float Exp(float x) { return __expf(x); }
 ZEROC_DEVICE float Sqrt(float x) { return __fsqrt_rn(x); }
 
+// At shared memory; all that count are additions to integers, whose order does not matter.
+ZEROC_DEVICE void AtomicAdd(std::uint64_t* at, std::uint64_t value) {
+  static_assert(sizeof(unsigned long long) == sizeof(std::uint64_t));
+  atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
+}
+
 // Lanes with a true predicate, bit by bit; all 32 lanes.
 ZEROC_DEVICE std::uint32_t Ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
 

@@ -83,6 +83,7 @@ std::span<const Case> KvCases();
 std::span<const Case> DecodeCases();
 std::span<const Case> PrefillCases();
 std::span<const Case> BlockCases();
+std::span<const Case> SamplingCases();
 std::vector<Case> AllCases();
 
 class Random {

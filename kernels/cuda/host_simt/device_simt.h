@@ -67,6 +67,10 @@ inline int RoundToInt(float x) { return static_cast<int>(std::nearbyint(x)); }
 inline float Exp(float x) { return std::exp(x); }
 inline float Sqrt(float x) { return std::sqrt(x); }
 
+inline void AtomicAdd(std::uint64_t* at, std::uint64_t value, simt::Site site = simt::Site::Here()) {
+  if (!simt::LosesAtomic(site)) *at += value;
+}
+
 inline std::uint32_t Ballot(bool predicate, simt::Site site = simt::Site::Here()) {
   return simt::Ballot(predicate, site);
 }

@@ -422,6 +422,8 @@ void MmaS8U8(std::int32_t* c, const std::uint32_t* a, std::uint32_t b0, std::uin
   });
 }
 
+bool LosesAtomic(Site site) { return Machine::Get().Visit(site, Site::Kind::kAtomic); }
+
 void CopyLater(void* shared, const void* global, Site site) {
   Machine& machine = Machine::Get();
   if ((reinterpret_cast<std::uintptr_t>(shared) | reinterpret_cast<std::uintptr_t>(global)) % 16 != 0) {

@@ -31,6 +31,7 @@ struct Site {
     kMma,                           // adds the product's columns in the wrong order
     kCopy,                          // copies nothing
     kCopyWait,                      // does not wait
+    kAtomic,                        // adds nothing
     kBlock,                         // not a call: the grid's last block does not run
   };
   std::string_view file;
@@ -79,6 +80,7 @@ std::uint64_t Shuffle(std::uint64_t value, int mask, Site site);
 std::uint32_t Ballot(bool predicate, Site site);
 void MmaBf16(float* c, const std::uint32_t* a, std::uint32_t b0, std::uint32_t b1, Site site);
 void MmaS8U8(std::int32_t* c, const std::uint32_t* a, std::uint32_t b0, std::uint32_t b1, Site site);
+bool LosesAtomic(Site site);  // whether the site is broken
 void CopyLater(void* shared, const void* global, Site site);
 void CloseCopyGroup();
 void FinishCopies(int n_groups_left, Site site);
