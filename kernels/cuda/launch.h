@@ -5,6 +5,10 @@
 #include "kernels/cuda/runtime.h"
 #include "kernels/ops.h"
 
+#ifndef __CUDACC__
+#include "kernels/cuda/host_simt/queue.h"
+#endif
+
 namespace zeroc::kernels::cuda {
 
 struct LaunchShape {
@@ -34,8 +38,10 @@ KernelStatus Launch(void (*kernel)(Params), const LaunchShape& shape, Stream str
   return launched == cudaSuccess ? KernelStatus::kOk : KernelStatus::kUnsupported;
 #else
   static_cast<void>(stream);
-  simt::Run({static_cast<int>(shape.n_blocks), shape.n_blocks_y, shape.n_threads, shape.shared_bytes},
-            [kernel, &params] { kernel(params); });
+  simt::Enqueue([kernel, params, shape] {
+    simt::Run({static_cast<int>(shape.n_blocks), shape.n_blocks_y, shape.n_threads, shape.shared_bytes},
+              [kernel, &params] { kernel(params); });
+  });
   return KernelStatus::kOk;
 #endif
 }

@@ -1,8 +1,9 @@
-// Matrix products, and whole blocks: checksums and copies.
+// Matrix products, whole blocks (checksums and copies), and a recorded step.
 #include <memory>
 
 #include "kernels/cuda/cases/cases.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/graph.h"
 #include "kernels/cuda/linear.h"
 
 namespace zeroc::kernels::cuda {
@@ -109,7 +110,56 @@ void CopyCase(Outcome& outcome) {
   outcome.Expect(GatherBlocks({table.data(), 1, 24, line.data()}, nullptr) == KernelStatus::kBadShape, "odd bytes");
 }
 
+// Embedding, norm and product, recorded once and launched for other tokens.
+void GraphCase(Outcome& outcome) {
+  const std::int64_t hidden = 64, n_out = 48, n_rows = 3;
+  Random random(12);
+  const auto table = random.Bf16Normals(9 * hidden), gain = random.Bf16Normals(hidden),
+             w = random.Bf16Normals(n_out * hidden);
+  const Buffer<Bf16> device_table(table), device_gain(gain), device_w(w),
+      act(static_cast<std::size_t>(n_rows * hidden));
+  const Buffer<std::int32_t> ids(static_cast<std::size_t>(n_rows));
+  const Buffer<float> x(static_cast<std::size_t>(n_rows * hidden)), y(static_cast<std::size_t>(n_rows * n_out));
+  const Stream stream = CreateStream();
+  const char* error = nullptr;
+  const std::unique_ptr<Linear> linear = Linear::Open(stream, &error);
+  outcome.Expect(linear != nullptr, error == nullptr ? "no handle" : error);
+  if (linear == nullptr) return DestroyStream(stream);
+  const auto step = [&] {
+    KernelStatus status = Embed({device_table.data(), ids.data(), n_rows, hidden, x.data()}, stream);
+    if (status == KernelStatus::kOk) {
+      status = RmsNorm({x.data(), device_gain.data(), n_rows, hidden, 1e-5f, act.data()}, stream);
+    }
+    if (status != KernelStatus::kOk) return status;
+    return linear->Run({act.data(), n_rows, hidden, device_w.data(), nullptr, n_out, 0, n_out, y.data(), n_out, false});
+  };
+  const std::unique_ptr<Graph> graph = Graph::Record(stream, step, &error);
+  outcome.Expect(graph != nullptr, error == nullptr ? "no graph" : error);
+  std::vector<std::vector<float>> results;
+  for (const std::vector<std::int32_t>& tokens : {std::vector<std::int32_t>{0, 5, 8}, {8, 8, 1}}) {
+    if (graph == nullptr) break;
+    CopyToDevice(ids.data(), tokens.data(), tokens.size() * sizeof(std::int32_t), stream);
+    outcome.Expect(graph->Launch() == KernelStatus::kOk && Synchronize(stream) == nullptr, "launch");
+    results.push_back(y.ToHost());
+    step();  // the same once more without the graph
+    outcome.Expect(Synchronize(stream) == nullptr, "step");
+    outcome.Expect(y.ToHost() == results.back(), "a launched graph is the step that was recorded");
+  }
+  if (results.size() == 2) {
+    const auto row = [&](std::size_t result, std::size_t r) {
+      const auto begin = results[result].begin() + static_cast<std::ptrdiff_t>(r) * n_out;
+      return std::vector<float>(begin, begin + n_out);
+    };
+    outcome.Expect(row(0, 2) == row(1, 0) && row(1, 0) == row(1, 1) && row(0, 0) != row(1, 0),
+                   "for the tokens of each launch");
+  }
+  const auto refuses = [&] { return Embed({nullptr, nullptr, 1, 4, nullptr}, stream); };
+  outcome.Expect(Graph::Record(stream, refuses, &error) == nullptr && error != nullptr, "a refused op");
+  DestroyStream(stream);
+}
+
 constexpr Case kCases[] = {
+    {"graph", "record and launch", GraphCase},
     {"linear", "linear", LinearCase},
     {"blocks", "checksums", ChecksumCase},
     {"blocks", "gather and scatter", CopyCase},

@@ -4,9 +4,28 @@
 #include "kernels/bf16.h"
 #include "kernels/checks.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/host_simt/queue.h"
 #include "kernels/cuda/linear.h"
 
 namespace zeroc::kernels::cuda {
+
+namespace {
+
+void Multiply(const LinearArgs& args) {
+  const auto* x = static_cast<const Bf16*>(args.x);
+  for (std::int64_t r = 0; r < args.n_rows; ++r) {
+    for (std::int64_t o = args.out_begin; o < args.out_end; ++o) {
+      float sum = 0.0f;
+      for (std::int64_t i = 0; i < args.k; ++i) {
+        sum += Bf16ToFloat(x[r * args.k + i]) * Bf16ToFloat(args.w[o * args.k + i]);
+      }
+      float& y = args.y[r * args.y_stride + o];
+      y = (args.accumulate || args.bias != nullptr ? y : 0.0f) + sum;
+    }
+  }
+}
+
+}  // namespace
 
 struct Linear::Impl {
   Stream stream;
@@ -27,17 +46,7 @@ KernelStatus Linear::Run(const LinearArgs& args) {
         {args.bias, args.out_begin, args.out_end, args.n_rows, args.y, args.y_stride, args.accumulate}, impl_->stream);
     if (added != KernelStatus::kOk) return added;
   }
-  const auto* x = static_cast<const Bf16*>(args.x);
-  for (std::int64_t r = 0; r < args.n_rows; ++r) {
-    for (std::int64_t o = args.out_begin; o < args.out_end; ++o) {
-      float sum = 0.0f;
-      for (std::int64_t i = 0; i < args.k; ++i) {
-        sum += Bf16ToFloat(x[r * args.k + i]) * Bf16ToFloat(args.w[o * args.k + i]);
-      }
-      float& y = args.y[r * args.y_stride + o];
-      y = (args.accumulate || args.bias != nullptr ? y : 0.0f) + sum;
-    }
-  }
+  simt::Enqueue([args] { Multiply(args); });
   return KernelStatus::kOk;
 }
 
