@@ -61,10 +61,12 @@ class Communicator {
   virtual void Abort(const Status& why) = 0;
 
   // Every rank's bytes to every rank: ours to all others, rank r's into places[r] (places[rank()] is not used). Sizes
-  // may differ, and are known to all. Returns what to wait for.
+  // may differ, and are known to all. Returns what to wait for: the receives, from rank() - 1, rank() - 2 and so on,
+  // then the sends.
   virtual std::vector<CommOp> AllGather(std::uint64_t tag, const Parts& ours, std::vector<Places> places);
 
-  // Bytes of its own for each rank: parts[r] to r, from r into places[r]; [rank()] of either is not used.
+  // Bytes of its own for each rank: parts[r] to r, from r into places[r]; [rank()] of either is not used. Returns as
+  // AllGather.
   virtual std::vector<CommOp> AllToAll(std::uint64_t tag, std::vector<Parts> parts, std::vector<Places> places);
 
   // Returns when every rank has called it as often. All ranks take part.

@@ -35,6 +35,16 @@ std::uint64_t BlockBytes(const kernels::KvBlockLayout& layout) {
   return static_cast<std::uint64_t>(layout.block_bytes);
 }
 
+std::size_t CountHeld(const std::vector<bool>& held) {
+  return static_cast<std::size_t>(std::count(held.begin(), held.end(), true));
+}
+
+void ReleaseAll(BlockPool& pool, const std::vector<BlockRef>& refs) {
+  for (const BlockRef ref : refs) {
+    if (ref.valid()) pool.Release(ref);
+  }
+}
+
 }  // namespace
 
 std::size_t LayerBlocks::n_packed() const {
@@ -97,6 +107,17 @@ Result<std::unique_ptr<SequenceKv>> SequenceKv::Make(BlockPool& pool, std::share
   return kv;
 }
 
+Result<std::unique_ptr<SequenceKv>> SequenceKv::CreateShare(BlockPool& pool, std::shared_ptr<const KvFormat> format,
+                                                            const SpSplit& split, int rank) {
+  const int n_tokens = split.n_tokens();
+  std::unique_ptr<SequenceKv> kv(new SequenceKv(pool, std::move(format), n_tokens, n_tokens));
+  kv->held_ = FormsHeldBy(*kv->format_, split, rank);
+  ZEROC_RETURN_IF_ERROR(kv->TakeBlocks(nullptr).WithContext("KV for rank " + std::to_string(rank) + " of " +
+                                                            std::to_string(split.n_ranks()) + ", " +
+                                                            std::to_string(n_tokens) + " tokens"));
+  return kv;
+}
+
 SequenceKv::SequenceKv(BlockPool& pool, std::shared_ptr<const KvFormat> format, int max_tokens, int step_tokens_max)
     : pool_(pool),
       format_(std::move(format)),
@@ -108,15 +129,25 @@ SequenceKv::SequenceKv(BlockPool& pool, std::shared_ptr<const KvFormat> format, 
 SequenceKv::~SequenceKv() {
   for (const Layer& layer : layers_) {
     for (const Ring& tier : layer.tiers) {
-      for (const BlockRef ref : tier.refs) pool_.Release(ref);
+      ReleaseAll(pool_, tier.refs);
     }
-    for (const BlockRef ref : layer.exact.refs) pool_.Release(ref);
+    ReleaseAll(pool_, layer.exact.refs);
     if (layer.sink.valid()) pool_.Release(layer.sink);
   }
 }
 
-Status SequenceKv::TakeRing(const kernels::KvBlockLayout& layout, int n, std::span<const BlockRef> shared, Ring& ring) {
+Status SequenceKv::TakeRing(const kernels::KvBlockLayout& layout, int n, std::span<const BlockRef> shared,
+                            const std::vector<bool>* held, Ring& ring) {
   ring.window.reserve(static_cast<std::size_t>(n));
+  if (held != nullptr) {
+    std::vector<BlockRef> taken;
+    ZEROC_RETURN_IF_ERROR(pool_.Allocate(BlockBytes(layout), CountHeld(*held), &taken));
+    ring.refs.resize(static_cast<std::size_t>(n));
+    for (std::size_t b = 0, next = 0; b < held->size(); ++b) {
+      if ((*held)[b]) ring.refs[b] = taken[next++];
+    }
+    return OkStatus();
+  }
   for (const BlockRef ref : shared) {
     pool_.AddUser(ref);
     ring.refs.push_back(ref);
@@ -125,14 +156,25 @@ Status SequenceKv::TakeRing(const kernels::KvBlockLayout& layout, int n, std::sp
                         &ring.refs);
 }
 
+// Without what is shared, and without what a rank's share does not hold.
+std::uint64_t SequenceKv::BytesToTake() const {
+  std::uint64_t bytes = BytesNeeded(*format_, max_tokens_, step_tokens_max_);
+  for (std::size_t l = 0; l < layers_.size(); ++l) {
+    const auto& lasting = format_->packs ? format_->tiers.back().layouts[l] : format_->exact;
+    bytes -= static_cast<std::uint64_t>(n_shared_) * BlockBytes(lasting);
+    if (!held_) continue;
+    bytes -= (held_->exact.size() - CountHeld(held_->exact)) * BlockBytes(format_->exact);
+    for (std::size_t t = 0; t < held_->tiers.size(); ++t) {
+      bytes -= (held_->tiers[t].size() - CountHeld(held_->tiers[t])) * BlockBytes(format_->tiers[t].layouts[l]);
+    }
+  }
+  return bytes;
+}
+
 Status SequenceKv::TakeBlocks(const KvBeginning* beginning) {
   // What could not fit is refused before the pool gives up kept blocks for a part of it.
   const BlockPool::Usage usage = pool_.usage();
-  std::uint64_t needed = BytesNeeded(*format_, max_tokens_, step_tokens_max_);
-  for (int l = 0; l < format_->n_layers; ++l) {
-    const auto& lasting = format_->packs ? format_->tiers.back().layouts[static_cast<std::size_t>(l)] : format_->exact;
-    needed -= static_cast<std::uint64_t>(n_shared_) * BlockBytes(lasting);
-  }
+  const std::uint64_t needed = BytesToTake();
   if (needed > usage.bytes_total - usage.bytes_used) {
     return ResourceExhausted(std::to_string(needed) + " bytes asked, " +
                              std::to_string(usage.bytes_total - usage.bytes_used) + " free");
@@ -148,12 +190,14 @@ Status SequenceKv::TakeBlocks(const KvBeginning* beginning) {
     if (n_shared_ > 0) lasting = shared(format_->packs ? from->packed[0].refs : from->exact);
     layer.tiers.resize(format_->tiers.size());
     ZEROC_RETURN_IF_ERROR(TakeRing(format_->exact, ExactSlots(*format_, max_tokens_, step_tokens_max_),
-                                   format_->packs ? std::span<const BlockRef>() : lasting, layer.exact));
+                                   format_->packs ? std::span<const BlockRef>() : lasting,
+                                   held_ ? &held_->exact : nullptr, layer.exact));
     if (!will_pack) continue;
     for (int tier = 0; tier < n_tiers(); ++tier) {
       ZEROC_RETURN_IF_ERROR(TakeRing(format_->tiers[static_cast<std::size_t>(tier)].layouts[l],
                                      TierSlots(*format_, tier, max_tokens_, step_tokens_max_),
                                      tier + 1 == n_tiers() ? lasting : std::span<const BlockRef>(),
+                                     held_ ? &held_->tiers[static_cast<std::size_t>(tier)] : nullptr,
                                      layer.tiers[static_cast<std::size_t>(tier)]));
     }
     if (format_->sink_tokens == 0) continue;
@@ -228,7 +272,10 @@ void SequenceKv::FillWindow(int begin, int end, Ring& ring) const {
   // Only the oldest tier's window grows without end, and its blocks never move: append what is new.
   if (ring.window_begin != begin || static_cast<int>(ring.window.size()) > end - begin) ring.window.clear();
   ring.window_begin = begin;
-  for (int b = begin + static_cast<int>(ring.window.size()); b < end; ++b) ring.window.push_back(Data(ring.At(b)));
+  for (int b = begin + static_cast<int>(ring.window.size()); b < end; ++b) {
+    const BlockRef ref = ring.At(b);
+    ring.window.push_back(ref.valid() ? Data(ref) : nullptr);
+  }
 }
 
 void SequenceKv::BeginStep(int n_new) {
@@ -259,13 +306,25 @@ const std::uint8_t* SequenceKv::PackSource(int layer, int tier, int block_idx) c
 }
 
 const kernels::KvBlockLayout& SequenceKv::SourceLayout(int layer, int tier) const {
-  if (tier == 0) return format_->exact;
-  return format_->tiers[static_cast<std::size_t>(tier) - 1].layouts[static_cast<std::size_t>(layer)];
+  return FormLayout(layer, tier - 1);
 }
 
 std::uint8_t* SequenceKv::PackedBlock(int layer, int tier, int block_idx) const {
   const Ring& to = layers_[static_cast<std::size_t>(layer)].tiers[static_cast<std::size_t>(tier)];
   return to.window[static_cast<std::size_t>(block_idx - to.window_begin)];
+}
+
+std::uint8_t* SequenceKv::FormData(int layer, const BlockForm& form) const {
+  const Layer& l = layers_[static_cast<std::size_t>(layer)];
+  const Ring& ring = form.tier == BlockForm::kExact ? l.exact : l.tiers[static_cast<std::size_t>(form.tier)];
+  std::uint8_t* data = ring.window[static_cast<std::size_t>(form.block_idx - ring.window_begin)];
+  ZEROC_CHECK(is_share() && data != nullptr, form.tier, form.block_idx);
+  return data;
+}
+
+const kernels::KvBlockLayout& SequenceKv::FormLayout(int layer, int tier) const {
+  if (tier == BlockForm::kExact) return format_->exact;
+  return format_->tiers[static_cast<std::size_t>(tier)].layouts[static_cast<std::size_t>(layer)];
 }
 
 void SequenceKv::CopySink(int layer) {
@@ -376,7 +435,7 @@ void SequenceKv::AdoptPrompt(int n_tokens) {
 }
 
 Status SequenceKv::Resize(int max_tokens, int step_tokens_max) {
-  ZEROC_CHECK(!in_step() && max_tokens >= max_tokens_ && step_tokens_max >= 1, max_tokens, max_tokens_,
+  ZEROC_CHECK(!in_step() && !is_share() && max_tokens >= max_tokens_ && step_tokens_max >= 1, max_tokens, max_tokens_,
               step_tokens_max);
   const bool needs_sink = format_->sink_tokens > 0 && format_->PackedBlocksAt(max_tokens) > 0;
   struct Change {

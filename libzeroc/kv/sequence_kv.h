@@ -15,6 +15,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -23,13 +24,9 @@
 #include "libzeroc/base/status.h"
 #include "libzeroc/kv/block_pool.h"
 #include "libzeroc/kv/kv_format.h"
+#include "libzeroc/kv/sp_split.h"
 
 namespace zeroc {
-
-// Logical blocks [begin, end).
-struct BlockRange {
-  int begin = 0, end = 0;
-};
 
 // Blocks side by side in token order, all of one tier.
 struct TierBlocks {
@@ -69,6 +66,12 @@ class SequenceKv {
   static Result<std::unique_ptr<SequenceKv>> CreateFrom(BlockPool& pool, std::shared_ptr<const KvFormat> format,
                                                         int max_tokens, int step_tokens_max,
                                                         const KvBeginning& beginning);
+
+  // One rank's part of a prompt that a group shares: room for the whole of it, written in one step, but only for the
+  // blocks and forms that the rank holds (FormsHeldBy). It owns and writes some of them, the others are received
+  // (FormData) before they are attended to. Such a sequence ends with its step: nothing may be decoded from it.
+  static Result<std::unique_ptr<SequenceKv>> CreateShare(BlockPool& pool, std::shared_ptr<const KvFormat> format,
+                                                         const SpSplit& split, int rank);
 
   // Bytes that Create would take, for admission messages and tests.
   static std::uint64_t BytesNeeded(const KvFormat& format, int max_tokens, int step_tokens_max);
@@ -112,6 +115,14 @@ class SequenceKv {
   // block in which tier. Returns the number of segments written.
   int Segments(int layer, int first_pos, int last_pos, kernels::KvSegment out[KvFormat::kMaxSegments]) const;
 
+  // --- a rank's share ---
+
+  bool is_share() const { return held_.has_value(); }
+  // A block in a form that the rank holds, in a step. Owned ones are there when the layer has been written.
+  std::uint8_t* FormData(int layer, const BlockForm& form) const;
+  const kernels::KvBlockLayout& FormLayout(int layer, int tier) const;
+  std::uint8_t* SinkData(int layer) const { return layers_[static_cast<std::size_t>(layer)].sink_data; }
+
   // Takes the step's tokens into the sequence and recycles the copies that left every later window.
   void EndStep();
 
@@ -149,7 +160,7 @@ class SequenceKv {
  private:
   // A ring of blocks: logical block b lives in slot b % refs.size().
   struct Ring {
-    std::vector<BlockRef> refs;
+    std::vector<BlockRef> refs;         // not valid where a share does not hold the block
     std::vector<std::uint8_t*> window;  // logical blocks of this step's span, for the kernels
     int window_begin = 0;
     BlockRef At(int block_idx) const { return refs[static_cast<std::size_t>(block_idx) % refs.size()]; }
@@ -169,7 +180,9 @@ class SequenceKv {
   static Result<std::unique_ptr<SequenceKv>> Make(BlockPool& pool, std::shared_ptr<const KvFormat> format,
                                                   int max_tokens, int step_tokens_max, const KvBeginning* beginning);
   Status TakeBlocks(const KvBeginning* beginning);
-  Status TakeRing(const kernels::KvBlockLayout& layout, int n, std::span<const BlockRef> shared, Ring& ring);
+  Status TakeRing(const kernels::KvBlockLayout& layout, int n, std::span<const BlockRef> shared,
+                  const std::vector<bool>* held, Ring& ring);
+  std::uint64_t BytesToTake() const;
   void CopyState(const KvBeginning& beginning);
   void Reshape(Ring& ring, std::size_t n_slots, int live_begin, int live_end, std::vector<BlockRef> spare);
   void FillWindow(int begin, int end, Ring& ring) const;
@@ -182,6 +195,7 @@ class SequenceKv {
   int max_tokens_;
   int step_tokens_max_;
   int n_shared_ = 0;
+  std::optional<HeldForms> held_;  // of a rank's share; else all
   std::vector<Layer> layers_;
   int n_tokens_ = 0;
   std::vector<Span> spans_;  // [n_tiers]

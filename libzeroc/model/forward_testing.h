@@ -54,7 +54,8 @@ inline double RmsDifference(const std::vector<float>& a, const std::vector<float
 inline double Rms(const std::vector<float>& a) { return RmsDifference(a, std::vector<float>(a.size(), 0.0f)); }
 
 // Gathers moments over random tokens and solves the maps: a plan as calibration makes it, without measured costs.
-inline std::shared_ptr<const Plan> MakePlan(Transformer& model) {
+// `more`: profiles behind the standard ladder.
+inline std::shared_ptr<const Plan> MakePlan(Transformer& model, const std::vector<Profile>& more = {}) {
   class Observer : public ForwardObserver {
    public:
     explicit Observer(const ModelGeometry& geometry) : moments(geometry) {}
@@ -70,6 +71,7 @@ inline std::shared_ptr<const Plan> MakePlan(Transformer& model) {
   contents.geometry = GeometryOf(checkpoint.config());
   contents.model_fingerprint = checkpoint.fingerprint();
   contents.ladder = StandardLadder(contents.geometry);
+  contents.ladder.insert(contents.ladder.end(), more.begin(), more.end());
   Observer observer(contents.geometry);
   const auto format = model.Format("none").value();
   for (unsigned seed = 0; seed < 3; ++seed) {

@@ -18,6 +18,8 @@ namespace {
 using kernels::kBlockTokens;
 using kernels::KernelStatus;
 
+constexpr std::int64_t kMlpRowsMax = 4096;  // enough for the matrix kernels
+
 // Grows only; contents are not kept. Sized by the largest step so far.
 template <typename T>
 class Buffer {
@@ -58,15 +60,22 @@ struct Transformer::Impl {
 
   Impl(const kernels::Ops& o, ThreadPool& t) : ops(o), threads(t), attention(o, t) {}
 
-  // A step's rows: sequence s owns rows [row_begin[s], row_begin[s + 1]).
+  // Rows of consecutive positions: a sequence's new tokens, or one range of a rank's share of them.
+  struct Piece {
+    SequenceKv* kv;
+    SequenceAttention* attention;
+    SpStep* sp;
+    int first_pos;
+    std::span<const std::int32_t> tokens;
+    int n_logits;  // of the last tokens
+  };
+  // A step's rows: piece i owns rows [row_begin[i], row_begin[i + 1]).
   struct Batch {
-    std::span<const ForwardSequence> sequences;
-    std::vector<std::int64_t> row_begin;
+    std::vector<Piece> pieces;
+    std::vector<std::int64_t> row_begin = {0};
+    SpStep* sp = nullptr;  // of the only sequence, perhaps without pieces
     std::int64_t n_rows() const { return row_begin.back(); }
-    bool attends_itself() const { return sequences.front().attention != nullptr; }
-    int n_tokens(std::size_t seq) const {
-      return attends_itself() ? sequences[seq].attention->n_tokens() : sequences[seq].kv->n_tokens();
-    }
+    bool attends_itself() const { return !pieces.empty() && pieces.front().attention != nullptr; }
   };
 
   struct LinearJob {
@@ -84,6 +93,7 @@ struct Transformer::Impl {
   std::int64_t qkv_width() const { return q_width() + 2 * kv_width(); }
 
   Status CheckBatch(std::span<const ForwardSequence> sequences) const;
+  static Batch MakeBatch(std::span<const ForwardSequence> sequences);
   void FillRope(const Batch& batch);
   void Embed(const Batch& batch);
   template <typename Fn>
@@ -94,13 +104,16 @@ struct Transformer::Impl {
   void WriteKv(int layer, const Batch& batch);
   void PrepareQueries(int layer, const Batch& batch, const Batch& queries, const float* q, std::int64_t q_stride);
   void ShowProjections(int layer, const Batch& batch, ForwardObserver& observer);
-  void AttendCached(int layer, const Batch& queries, void* attended);
+  AttentionShape shape() const {
+    return {static_cast<int>(config.n_heads), static_cast<int>(config.n_kv_heads), static_cast<int>(config.head_dim)};
+  }
+  Status AttendCached(int layer, const Batch& queries, bool all_rows, void* attended);
   void AttendItself(int layer, const Batch& batch, void* attended);
   Batch LogitRows(const Batch& batch) const;
   void KeepRows(const Batch& from, const Batch& to);
   void Activate(const float* wide, std::int64_t n_rows, void* out);
   void Mlp(const LayerWeights& w, float* rows, std::int64_t n_rows);
-  void Layer(int layer, const Batch& batch, const Batch& queries, ForwardObserver* observer);
+  Status Layer(int layer, const Batch& batch, const Batch& queries, ForwardObserver* observer);
 };
 
 Transformer::Transformer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -150,6 +163,11 @@ Status Transformer::Impl::CheckBatch(std::span<const ForwardSequence> sequences)
     ZEROC_CHECK(!sequence.tokens.empty() && sequence.n_logits >= 0 &&
                     static_cast<std::size_t>(sequence.n_logits) <= sequence.tokens.size(),
                 sequence.tokens.size(), sequence.n_logits);
+    ZEROC_CHECK(sequence.sp == nullptr ||
+                    (sequences.size() == 1 && &sequence.sp->kv() == sequence.kv && sequence.kv->n_tokens() == 0 &&
+                     std::ssize(sequence.tokens) == sequence.kv->max_tokens() &&
+                     sequence.n_logits == sequence.sp->CountLogits()),
+                sequences.size(), sequence.tokens.size(), sequence.n_logits);
     const int n_held = attends_itself ? sequence.attention->n_tokens() : sequence.kv->n_tokens();
     const std::int64_t n_positions = n_held + static_cast<std::int64_t>(sequence.tokens.size());
     if (!config.has_rope() && n_positions > config.max_positions) {
@@ -166,24 +184,50 @@ Status Transformer::Impl::CheckBatch(std::span<const ForwardSequence> sequences)
   return OkStatus();
 }
 
+Transformer::Impl::Batch Transformer::Impl::MakeBatch(std::span<const ForwardSequence> sequences) {
+  Batch batch;
+  for (const ForwardSequence& sequence : sequences) {
+    const auto add = [&](int first_pos, std::span<const std::int32_t> tokens, int n_logits) {
+      batch.pieces.push_back({sequence.kv, sequence.attention, sequence.sp, first_pos, tokens, n_logits});
+      batch.row_begin.push_back(batch.row_begin.back() + std::ssize(tokens));
+    };
+    if (sequence.sp == nullptr) {
+      add(sequence.kv != nullptr ? sequence.kv->n_tokens() : sequence.attention->n_tokens(), sequence.tokens,
+          sequence.n_logits);
+      continue;
+    }
+    batch.sp = sequence.sp;
+    const std::vector<TokenRange> tokens = batch.sp->Tokens(batch.sp->rank());
+    const std::vector<TokenRange> logits = batch.sp->LogitTokens(batch.sp->rank());
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      add(tokens[i].begin,
+          sequence.tokens.subspan(static_cast<std::size_t>(tokens[i].begin),
+                                  static_cast<std::size_t>(tokens[i].size())),
+          logits[i].size());
+    }
+  }
+  return batch;
+}
+
 void Transformer::Impl::FillRope(const Batch& batch) {
   rope.Resize(batch.n_rows());
-  threads.ParallelFor(batch.sequences.size(), [&](std::size_t seq, int) {
-    rope.Fill(batch.row_begin[seq], batch.row_begin[seq + 1], batch.n_tokens(seq));
+  threads.ParallelFor(batch.pieces.size(), [&](std::size_t i, int) {
+    rope.Fill(batch.row_begin[i], batch.row_begin[i + 1], batch.pieces[i].first_pos);
   });
 }
 
 void Transformer::Impl::Embed(const Batch& batch) {
+  if (batch.n_rows() == 0) return;
   std::int32_t* all = ids.Get(static_cast<std::size_t>(batch.n_rows()));
-  for (std::size_t seq = 0; seq < batch.sequences.size(); ++seq) {
-    std::copy(batch.sequences[seq].tokens.begin(), batch.sequences[seq].tokens.end(), all + batch.row_begin[seq]);
+  for (std::size_t i = 0; i < batch.pieces.size(); ++i) {
+    std::copy(batch.pieces[i].tokens.begin(), batch.pieces[i].tokens.end(), all + batch.row_begin[i]);
   }
   float* out = x.Get(static_cast<std::size_t>(batch.n_rows() * config.hidden_size));
   Run(ops.embed({weights.embedding.data, all, batch.n_rows(), config.hidden_size, out}), "embed");
   if (config.has_rope()) return;
-  for (std::size_t seq = 0; seq < batch.sequences.size(); ++seq) {
-    const int first = TransformerWeights::kFirstPositionRow + batch.n_tokens(seq);
-    std::iota(all + batch.row_begin[seq], all + batch.row_begin[seq + 1], first);
+  for (std::size_t i = 0; i < batch.pieces.size(); ++i) {
+    const int first = TransformerWeights::kFirstPositionRow + batch.pieces[i].first_pos;
+    std::iota(all + batch.row_begin[i], all + batch.row_begin[i + 1], first);
   }
   Run(ops.embed({weights.positions.data, all, batch.n_rows(), config.hidden_size, out, /*accumulate=*/true}), "embed");
 }
@@ -224,24 +268,24 @@ void Transformer::Impl::HeadNorm(float* rows, std::int64_t n_rows, std::int64_t 
 void Transformer::Impl::Linear(std::int64_t n_rows, std::span<const LinearJob> jobs) {
   // Few rows: the weights' bytes are the cost, so cut finely for balance. Many rows: one piece per thread, in multiples
   // of 64 outputs, keeps the matrix kernel efficient.
-  struct Piece {
+  struct Slice {
     std::size_t job;
     std::int64_t begin, end;
   };
-  std::vector<Piece> pieces;
+  std::vector<Slice> slices;
   for (std::size_t j = 0; j < jobs.size(); ++j) {
     const std::int64_t per_thread = n_rows <= 8 ? 4 : 1;
     const std::int64_t n_pieces = per_thread * threads.size();
     const std::int64_t step = std::max<std::int64_t>(64, (jobs[j].n_out / n_pieces + 63) / 64 * 64);
     for (std::int64_t begin = 0; begin < jobs[j].n_out; begin += step) {
-      pieces.push_back({j, begin, std::min(begin + step, jobs[j].n_out)});
+      slices.push_back({j, begin, std::min(begin + step, jobs[j].n_out)});
     }
   }
-  threads.ParallelFor(pieces.size(), [&](std::size_t item, int) {
-    const Piece& piece = pieces[item];
-    const LinearJob& job = jobs[piece.job];
+  threads.ParallelFor(slices.size(), [&](std::size_t item, int) {
+    const Slice& slice = slices[item];
+    const LinearJob& job = jobs[slice.job];
     const float* bias = job.w->b.empty() ? nullptr : job.w->b.data();
-    Run(ops.linear({job.x, n_rows, job.k, job.w->w.data, bias, job.n_out, piece.begin, piece.end, job.y, job.y_stride,
+    Run(ops.linear({job.x, n_rows, job.k, job.w->w.data, bias, job.n_out, slice.begin, slice.end, job.y, job.y_stride,
                     job.accumulate}),
         "linear");
   });
@@ -251,38 +295,35 @@ void Transformer::Impl::Linear(std::int64_t n_rows, std::span<const LinearJob> j
 // still in the cache.
 void Transformer::Impl::WriteKv(int layer, const Batch& batch) {
   struct Item {
-    std::size_t seq;
+    std::size_t piece;
     int head;
     int block;  // logical
   };
   std::vector<Item> items;
-  for (std::size_t seq = 0; seq < batch.sequences.size(); ++seq) {
-    const SequenceKv& kv = *batch.sequences[seq].kv;
-    const int n_new = static_cast<int>(batch.sequences[seq].tokens.size());
-    const int write_begin = kv.n_tokens() / kBlockTokens;
-    const int write_end = (kv.n_tokens() + n_new - 1) / kBlockTokens + 1;
-    int first = write_begin;
-    for (int tier = 0; tier < CountTiers(kv); ++tier) {
-      if (kv.pack_begin(tier) < kv.pack_end(tier)) first = std::min(first, kv.pack_begin(tier));
+  for (std::size_t i = 0; i < batch.pieces.size(); ++i) {
+    const Piece& piece = batch.pieces[i];
+    const int write_end = (piece.first_pos + static_cast<int>(piece.tokens.size()) - 1) / kBlockTokens + 1;
+    int first = piece.first_pos / kBlockTokens;
+    for (int tier = 0; piece.sp == nullptr && tier < CountTiers(*piece.kv); ++tier) {  // written in earlier steps
+      if (piece.kv->pack_begin(tier) < piece.kv->pack_end(tier)) first = std::min(first, piece.kv->pack_begin(tier));
     }
     for (int block = first; block < write_end; ++block) {
-      for (int head = 0; head < config.n_kv_heads; ++head) items.push_back({seq, head, block});
+      for (int head = 0; head < config.n_kv_heads; ++head) items.push_back({i, head, block});
     }
   }
   threads.ParallelFor(items.size(), [&](std::size_t item, int) {
-    const auto [seq, head, block] = items[item];
-    SequenceKv& kv = *batch.sequences[seq].kv;
+    const auto [i, head, block] = items[item];
+    const Piece& piece = batch.pieces[i];
+    SequenceKv& kv = *piece.kv;
     const KvFormat& format = kv.format();
-    const int first_pos = kv.n_tokens();
-    const int begin = std::max(first_pos, block * kBlockTokens);
-    const int end =
-        std::min(first_pos + static_cast<int>(batch.sequences[seq].tokens.size()), (block + 1) * kBlockTokens);
+    const int begin = std::max(piece.first_pos, block * kBlockTokens);
+    const int end = std::min(piece.first_pos + static_cast<int>(piece.tokens.size()), (block + 1) * kBlockTokens);
     if (begin < end) {
-      const std::int64_t row = batch.row_begin[seq] + (begin - first_pos);
+      const std::int64_t row = batch.row_begin[i] + (begin - piece.first_pos);
       const float* k = qkv.data() + row * qkv_width() + q_width();
       Run(ops.kv_write({k, k + kv_width(), qkv_width(), begin, end - begin, head, head + 1, rope.At(row),
-                        format.KeyMap(layer), &format.exact, kv.WriteBlocks(layer) + (block - first_pos / kBlockTokens),
-                        format.KeyRotation(layer)}),
+                        format.KeyMap(layer), &format.exact,
+                        kv.WriteBlocks(layer) + (block - kv.n_tokens() / kBlockTokens), format.KeyRotation(layer)}),
           "kv_write");
     }
     // From the exact block into the youngest tier, and on, each from the one before.
@@ -294,29 +335,31 @@ void Transformer::Impl::WriteKv(int layer, const Batch& batch) {
           "kv_pack");
     }
   });
-  for (const ForwardSequence& sequence : batch.sequences) {
-    const SequenceKv& kv = *sequence.kv;
-    if (CountTiers(kv) > 0 && kv.pack_begin(0) == 0 && kv.pack_end(0) > 0) sequence.kv->CopySink(layer);
+  for (const Piece& piece : batch.pieces) {
+    if (piece.sp != nullptr && piece.first_pos > 0) continue;  // the first block is its owner's to copy from
+    if (CountTiers(*piece.kv) > 0 && piece.kv->pack_begin(0) == 0 && piece.kv->pack_end(0) > 0) {
+      piece.kv->CopySink(layer);
+    }
   }
 }
 
-// Rotates, maps and scales the queries of `queries`, a suffix of every sequence's rows in `batch`.
+// Rotates, maps and scales the queries of `queries`, a suffix of every piece's rows in `batch`.
 void Transformer::Impl::PrepareQueries(int layer, const Batch& batch, const Batch& queries, const float* q,
                                        std::int64_t q_stride) {
   const auto n_heads = static_cast<std::size_t>(config.n_kv_heads);
   float* out = q_prep.Get(static_cast<std::size_t>(queries.n_rows() * q_width()));
-  threads.ParallelFor(queries.sequences.size() * n_heads, [&](std::size_t item, int) {
-    const std::size_t seq = item / n_heads;
+  threads.ParallelFor(queries.pieces.size() * n_heads, [&](std::size_t item, int) {
+    const std::size_t i = item / n_heads;
     const int head = static_cast<int>(item % n_heads);
-    const std::int64_t row = queries.row_begin[seq];
-    const std::int64_t n = queries.row_begin[seq + 1] - row;
+    const std::int64_t row = queries.row_begin[i];
+    const std::int64_t n = queries.row_begin[i + 1] - row;
     if (n == 0) return;
-    const KvFormat& format = queries.sequences[seq].kv->format();
-    Run(ops.query_prep(
-            {q + row * q_stride, q_stride, static_cast<std::int32_t>(n), static_cast<std::int32_t>(config.n_heads),
-             static_cast<std::int32_t>(config.n_kv_heads), static_cast<std::int32_t>(config.head_dim), head, head + 1,
-             rope.At(batch.row_begin[seq + 1] - n), format.QueryMap(layer),
-             1.0f / std::sqrt(static_cast<float>(config.head_dim)), out + row * q_width(), format.KeyRotation(layer)}),
+    const KvFormat& format = queries.pieces[i].kv->format();
+    Run(ops.query_prep({q + row * q_stride, q_stride, static_cast<std::int32_t>(n),
+                        static_cast<std::int32_t>(config.n_heads), static_cast<std::int32_t>(config.n_kv_heads),
+                        static_cast<std::int32_t>(config.head_dim), head, head + 1, rope.At(batch.row_begin[i + 1] - n),
+                        format.QueryMap(layer), 1.0f / std::sqrt(static_cast<float>(config.head_dim)),
+                        out + row * q_width(), format.KeyRotation(layer)}),
         "query_prep");
   });
 }
@@ -327,9 +370,9 @@ void Transformer::Impl::ShowProjections(int layer, const Batch& batch, ForwardOb
   const auto n_heads = static_cast<std::int32_t>(config.n_heads);
   const auto n_kv_heads = static_cast<std::int32_t>(config.n_kv_heads);
   const std::int64_t group = config.n_heads / config.n_kv_heads;
-  for (std::size_t seq = 0; seq < batch.sequences.size(); ++seq) {
-    const std::int64_t row = batch.row_begin[seq];
-    const auto n = static_cast<std::int32_t>(batch.row_begin[seq + 1] - row);
+  for (std::size_t i = 0; i < batch.pieces.size(); ++i) {
+    const std::int64_t row = batch.row_begin[i];
+    const auto n = static_cast<std::int32_t>(batch.row_begin[i + 1] - row);
     const float* q = qkv.data() + row * qkv_width();
     const kernels::RopeRows rope_rows = rope.At(row);
     std::vector<float> q_rows(static_cast<std::size_t>(n * q_width()));
@@ -340,38 +383,41 @@ void Transformer::Impl::ShowProjections(int layer, const Batch& batch, ForwardOb
     Run(ops.query_prep({q + q_width(), qkv_width(), n, n_kv_heads, n_kv_heads, d, 0, n_kv_heads, rope_rows, nullptr,
                         1.0f, k_rows.data()}),
         "query_prep");
-    observer.OnProjections(layer, batch.n_tokens(seq), n, {q_rows.data(), group * d, n * group * d},
+    observer.OnProjections(layer, batch.pieces[i].first_pos, n, {q_rows.data(), group * d, n * group * d},
                            {k_rows.data(), d, std::int64_t{n} * d}, {q + q_width() + kv_width(), qkv_width(), d});
   }
 }
 
 // attended: act [queries.n_rows(), q_width()].
-void Transformer::Impl::AttendCached(int layer, const Batch& queries, void* attended) {
+Status Transformer::Impl::AttendCached(int layer, const Batch& queries, bool all_rows, void* attended) {
   std::vector<AttentionQueries> list;
-  for (std::size_t seq = 0; seq < queries.sequences.size(); ++seq) {
-    const std::int64_t row = queries.row_begin[seq];
-    const auto n = static_cast<int>(queries.row_begin[seq + 1] - row);
-    const SequenceKv* kv = queries.sequences[seq].kv;
-    const int end_pos = kv->n_tokens() + static_cast<int>(queries.sequences[seq].tokens.size());
+  for (std::size_t i = 0; i < queries.pieces.size(); ++i) {
+    const Piece& piece = queries.pieces[i];
+    const std::int64_t row = queries.row_begin[i];
+    const auto n = static_cast<int>(queries.row_begin[i + 1] - row);
+    const int end_pos = piece.first_pos + static_cast<int>(piece.tokens.size());
     if (n == 0) continue;
-    list.push_back({kv, end_pos - n, n, q_prep.data() + row * q_width(),
+    list.push_back({piece.kv, end_pos - n, n, q_prep.data() + row * q_width(),
                     static_cast<std::uint8_t*>(attended) + row * q_width() * ops.act_bytes});
   }
-  attention.Run(layer, static_cast<int>(config.n_heads), static_cast<int>(config.n_kv_heads),
-                static_cast<int>(config.head_dim), list);
+  if (queries.sp != nullptr) {
+    return queries.sp->Attend(layer, all_rows, shape(), ops.act_bytes, list, threads, attention);
+  }
+  attention.Run(layer, shape(), list);
+  return OkStatus();
 }
 
 void Transformer::Impl::AttendItself(int layer, const Batch& batch, void* attended) {
   const auto n_out = static_cast<std::size_t>(batch.n_rows() * q_width());
   float* out = own_out.Get(n_out);
-  for (std::size_t seq = 0; seq < batch.sequences.size(); ++seq) {
-    const std::int64_t row = batch.row_begin[seq];
+  for (std::size_t i = 0; i < batch.pieces.size(); ++i) {
+    const std::int64_t row = batch.row_begin[i];
     const float* q = qkv.data() + row * qkv_width();
     const kernels::RopeRows rope_rows = rope.At(row);
-    batch.sequences[seq].attention->Attend(layer,
-                                           {q, q + q_width(), q + q_width() + kv_width(), qkv_width(),
-                                            static_cast<int>(batch.row_begin[seq + 1] - row), rope_rows},
-                                           threads, out + row * q_width());
+    batch.pieces[i].attention->Attend(layer,
+                                      {q, q + q_width(), q + q_width() + kv_width(), qkv_width(),
+                                       static_cast<int>(batch.row_begin[i + 1] - row), rope_rows},
+                                      threads, out + row * q_width());
   }
   if (ops.act_bytes == 4) {
     std::copy_n(out, n_out, static_cast<float*>(attended));
@@ -381,21 +427,20 @@ void Transformer::Impl::AttendItself(int layer, const Batch& batch, void* attend
 }
 
 Transformer::Impl::Batch Transformer::Impl::LogitRows(const Batch& batch) const {
-  Batch rows{batch.sequences, {0}};
-  for (const ForwardSequence& sequence : batch.sequences)
-    rows.row_begin.push_back(rows.row_begin.back() + sequence.n_logits);
+  Batch rows{batch.pieces, {0}, batch.sp};
+  for (const Piece& piece : batch.pieces) rows.row_begin.push_back(rows.row_begin.back() + piece.n_logits);
   return rows;
 }
 
-// Moves the last rows of every sequence in x and act together: what the last layer still has to compute.
+// Moves the last rows of every piece in x and act together: what the last layer still has to compute.
 void Transformer::Impl::KeepRows(const Batch& from, const Batch& to) {
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t act_row = hidden * ops.act_bytes;
-  for (std::size_t seq = 0; seq < to.sequences.size(); ++seq) {
-    const std::int64_t n = to.row_begin[seq + 1] - to.row_begin[seq];
-    const std::int64_t source = from.row_begin[seq + 1] - n;
-    std::copy_n(x.data() + source * hidden, n * hidden, x.data() + to.row_begin[seq] * hidden);
-    std::copy_n(act.data() + source * act_row, n * act_row, act.data() + to.row_begin[seq] * act_row);
+  for (std::size_t i = 0; i < to.pieces.size(); ++i) {
+    const std::int64_t n = to.row_begin[i + 1] - to.row_begin[i];
+    const std::int64_t source = from.row_begin[i + 1] - n;
+    std::copy_n(x.data() + source * hidden, n * hidden, x.data() + to.row_begin[i] * hidden);
+    std::copy_n(act.data() + source * act_row, n * act_row, act.data() + to.row_begin[i] * act_row);
   }
 }
 
@@ -413,7 +458,11 @@ void Transformer::Impl::Activate(const float* wide, std::int64_t n_rows, void* o
   });
 }
 
+// In pieces of many rows: the widest activations of a whole long prompt would be the largest buffer of all.
 void Transformer::Impl::Mlp(const LayerWeights& w, float* rows, std::int64_t n_rows) {
+  for (; n_rows > kMlpRowsMax; n_rows -= kMlpRowsMax, rows += kMlpRowsMax * config.hidden_size) {
+    Mlp(w, rows, kMlpRowsMax);
+  }
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t width = config.intermediate_size;
   const bool gated = config.mlp == MlpKind::kSwiGlu;
@@ -429,7 +478,7 @@ void Transformer::Impl::Mlp(const LayerWeights& w, float* rows, std::int64_t n_r
   Linear(n_rows, down);
 }
 
-void Transformer::Impl::Layer(int layer, const Batch& batch, const Batch& queries, ForwardObserver* observer) {
+Status Transformer::Impl::Layer(int layer, const Batch& batch, const Batch& queries, ForwardObserver* observer) {
   const LayerWeights& w = weights.layers[static_cast<std::size_t>(layer)];
   const std::int64_t hidden = config.hidden_size;
   const std::int64_t n_rows = batch.n_rows();
@@ -437,20 +486,25 @@ void Transformer::Impl::Layer(int layer, const Batch& batch, const Batch& querie
   const bool shorter = queries.n_rows() != n_rows;
 
   void* normed = act.Get(static_cast<std::size_t>(n_rows * hidden * ops.act_bytes));
-  Norm(x.data(), n_rows, w.attention_norm, normed);
   float* q = qkv.Get(static_cast<std::size_t>(n_rows * stride));
-  float* k = q + q_width();
-  std::vector<LinearJob> jobs = {{normed, hidden, &w.k, kv_width(), k, stride, false},
-                                 {normed, hidden, &w.v, kv_width(), k + kv_width(), stride, false}};
-  if (!shorter) jobs.push_back({normed, hidden, &w.q, q_width(), q, stride, false});
-  Linear(n_rows, jobs);
-  HeadNorm(k, n_rows, config.n_kv_heads, w.k_norm);
-  if (!shorter) HeadNorm(q, n_rows, config.n_heads, w.q_norm);
-  if (observer != nullptr && observer->WantsProjections()) ShowProjections(layer, batch, *observer);
-  if (!batch.attends_itself()) WriteKv(layer, batch);
+  if (n_rows > 0) {
+    Norm(x.data(), n_rows, w.attention_norm, normed);
+    float* k = q + q_width();
+    std::vector<LinearJob> jobs = {{normed, hidden, &w.k, kv_width(), k, stride, false},
+                                   {normed, hidden, &w.v, kv_width(), k + kv_width(), stride, false}};
+    if (!shorter) jobs.push_back({normed, hidden, &w.q, q_width(), q, stride, false});
+    Linear(n_rows, jobs);
+    HeadNorm(k, n_rows, config.n_kv_heads, w.k_norm);
+    if (!shorter) HeadNorm(q, n_rows, config.n_heads, w.q_norm);
+    if (observer != nullptr && observer->WantsProjections()) ShowProjections(layer, batch, *observer);
+    if (!batch.attends_itself()) WriteKv(layer, batch);
+  }
+  if (batch.sp != nullptr) batch.sp->OnLayerWritten(layer, shape());
   if (observer != nullptr) observer->OnLayerWritten(layer);
 
-  if (queries.n_rows() == 0) return;
+  // A rank without rows has others' blocks to take and to hand on.
+  if (queries.n_rows() == 0)
+    return batch.sp == nullptr ? OkStatus() : AttendCached(layer, queries, &queries == &batch, nullptr);
   if (shorter) {
     KeepRows(batch, queries);
     const LinearJob q_job[] = {{normed, hidden, &w.q, q_width(), q, stride, false}};
@@ -463,21 +517,19 @@ void Transformer::Impl::Layer(int layer, const Batch& batch, const Batch& querie
     AttendItself(layer, batch, attended);
   } else {
     PrepareQueries(layer, batch, queries, q, stride);
-    AttendCached(layer, queries, attended);
+    ZEROC_RETURN_IF_ERROR(AttendCached(layer, queries, &queries == &batch, attended));
   }
   const LinearJob o_job[] = {{attended, q_width(), &w.o, hidden, x.data(), hidden, true}};
   Linear(queries.n_rows(), o_job);
   Mlp(w, x.data(), queries.n_rows());
+  return OkStatus();
 }
 
 Status Transformer::Forward(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer) {
   Impl& m = *impl_;
   if (sequences.empty()) return OkStatus();
   ZEROC_RETURN_IF_ERROR(m.CheckBatch(sequences));
-  Impl::Batch batch{sequences, {0}};
-  for (const ForwardSequence& sequence : sequences) {
-    batch.row_begin.push_back(batch.row_begin.back() + static_cast<std::int64_t>(sequence.tokens.size()));
-  }
+  const Impl::Batch batch = Impl::MakeBatch(sequences);
   m.FillRope(batch);
   for (const ForwardSequence& sequence : sequences) {
     const int n_new = static_cast<int>(sequence.tokens.size());
@@ -487,14 +539,18 @@ Status Transformer::Forward(std::span<const ForwardSequence> sequences, float* l
   // Rows whose logits nobody reads need only keys and values in the last layer, unless somebody looks at all queries.
   const Impl::Batch logit_rows = m.LogitRows(batch);
   const bool all_rows = batch.attends_itself() || (observer != nullptr && observer->WantsProjections());
+  ZEROC_CHECK(batch.sp == nullptr || !all_rows);
   const int n_layers = static_cast<int>(m.config.n_layers);
-  for (int layer = 0; layer < n_layers; ++layer) {
+  Status status;
+  for (int layer = 0; layer < n_layers && status.ok(); ++layer) {
     const bool last = layer + 1 == n_layers && !all_rows;
-    m.Layer(layer, batch, last ? logit_rows : batch, observer);
+    status = m.Layer(layer, batch, last ? logit_rows : batch, observer);
   }
+  if (batch.sp != nullptr && status.ok()) status = batch.sp->Finish();
   for (const ForwardSequence& sequence : sequences) {
     sequence.kv != nullptr ? sequence.kv->EndStep() : sequence.attention->EndStep();
   }
+  ZEROC_RETURN_IF_ERROR(status);
   const std::int64_t n_logits = logit_rows.n_rows();
   if (n_logits == 0) return OkStatus();
   if (all_rows) m.KeepRows(batch, logit_rows);

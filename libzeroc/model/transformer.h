@@ -19,6 +19,7 @@
 #include "libzeroc/compression/plan.h"
 #include "libzeroc/kv/sequence_kv.h"
 #include "libzeroc/model/sequence_attention.h"
+#include "libzeroc/model/sp_step.h"
 
 namespace zeroc {
 
@@ -27,6 +28,9 @@ struct ForwardSequence {
   std::span<const std::int32_t> tokens;    // at least one, ids in [0, vocab_size)
   int n_logits = 0;                        // logits wanted for the last n_logits tokens
   SequenceAttention* attention = nullptr;  // instead of kv; then for every sequence of the step
+  // A prompt that a group of ranks shares: kv is this rank's share, tokens are the whole prompt, and of them the rank
+  // computes its own. n_logits is sp->CountLogits(). The only sequence of its step.
+  SpStep* sp = nullptr;
 };
 
 // What a caller may watch while a step runs. Called on the thread that called Forward.
@@ -65,7 +69,8 @@ class Transformer {
 
   // Runs one step of every sequence (BeginStep .. EndStep are done here) and writes logits [sum of n_logits,
   // vocab_size] in sequence order. Ids out of range, and learned positions beyond max_positions, are kInvalidArgument
-  // and nothing is changed.
+  // and nothing is changed. A group's step fails when any of its ranks does, with the communicator's status: the logits
+  // and the sequence are then worth nothing.
   Status Forward(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer = nullptr);
 
  private:
