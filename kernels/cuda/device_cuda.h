@@ -73,7 +73,4 @@ ZEROC_DEVICE void AtomicAdd(std::uint64_t* at, std::uint64_t value) {
   atomicAdd(reinterpret_cast<unsigned long long*>(at), static_cast<unsigned long long>(value));
 }
 
-// Lanes with a true predicate, bit by bit; all 32 lanes.
-ZEROC_DEVICE std::uint32_t Ballot(bool predicate) { return __ballot_sync(0xffffffffu, predicate); }
-
 }  // namespace zeroc::kernels::cuda

@@ -71,8 +71,4 @@ inline void AtomicAdd(std::uint64_t* at, std::uint64_t value, simt::Site site = 
   if (!simt::LosesAtomic(site)) *at += value;
 }
 
-inline std::uint32_t Ballot(bool predicate, simt::Site site = simt::Site::Here()) {
-  return simt::Ballot(predicate, site);
-}
-
 }  // namespace zeroc::kernels::cuda

@@ -340,25 +340,6 @@ std::uint64_t Shuffle(std::uint64_t value, int mask, Site site) {
   return operand.out;
 }
 
-std::uint32_t Ballot(bool predicate, Site site) {
-  struct Operand {
-    bool in;
-    std::uint32_t out;
-  };
-  Machine& machine = Machine::Get();
-  const bool broken = machine.Visit(site, Site::Kind::kBallot);
-  Operand operand{predicate, 0};
-  machine.Collective(site, &operand, [](void* const* operands) {
-    std::uint32_t mask = 0;
-    for (int lane = 0; lane < kWarp; ++lane) {
-      mask |= std::uint32_t{static_cast<const Operand*>(operands[lane])->in} << lane;
-    }
-    for (int lane = 0; lane < kWarp; ++lane) static_cast<Operand*>(operands[lane])->out = mask;
-  });
-  const std::uint32_t mask = operand.out;
-  return broken ? (mask & 0x55555555u) << 1 | (mask >> 1 & 0x55555555u) : mask;
-}
-
 namespace {
 
 template <typename Sum>

@@ -27,7 +27,6 @@ struct Site {
     kBarrier,                       // does not wait
     kWarpBarrier,                   // does not wait
     kShuffle,                       // gives the value of the neighbour of the lane that was asked for
-    kBallot,                        // the mask of the neighbours: bits 2i and 2i + 1 change places
     kMma,                           // adds the product's columns in the wrong order
     kCopy,                          // copies nothing
     kCopyWait,                      // does not wait
@@ -77,7 +76,6 @@ void Run(const Shape& shape, const std::function<void()>& thread);
 void BlockBarrier(Site site);
 void WarpBarrier(Site site);
 std::uint64_t Shuffle(std::uint64_t value, int mask, Site site);
-std::uint32_t Ballot(bool predicate, Site site);
 void MmaBf16(float* c, const std::uint32_t* a, std::uint32_t b0, std::uint32_t b1, Site site);
 void MmaS8U8(std::int32_t* c, const std::uint32_t* a, std::uint32_t b0, std::uint32_t b1, Site site);
 bool LosesAtomic(Site site);  // whether the site is broken
