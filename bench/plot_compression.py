@@ -24,10 +24,15 @@ def main():
     entries = json.loads(path.read_text())["entries"]
     groups = {}
     for entry in entries:
-        if entry["method"] != "none":
-            groups.setdefault(entry["method"], []).append((entry["kv_bytes_per_token"], max(FLOOR, entry["kl"])))
+        if entry["method"] == "none":
+            continue
+        uniform = entry["method"] == "zeroc" and entry["setting"].startswith("q")
+        name = "zeroc, one width everywhere (q2 to q8)" if uniform else entry["method"]
+        groups.setdefault(name, []).append((entry["kv_bytes_per_token"], max(FLOOR, entry["kl"])))
     matplotlib.rcParams["svg.hashsalt"] = "zeroc"  # the same file from the same data
-    figure, axes = plt.subplots(figsize=(8.5, 5.5))
+    colours = [*matplotlib.colormaps["tab10"].colors, "black"]  # as many as there are methods
+    matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=colours)
+    figure, axes = plt.subplots(figsize=(10.5, 5.5))
     for method, points in groups.items():
         points.sort()
         ours = method == "zeroc"
@@ -48,7 +53,7 @@ def main():
     axes.set_xlabel("KV bytes per token at 4,096 tokens, everything counted (bf16: 2,048)")
     axes.set_ylabel("KL from the uncompressed model, nats per token")
     axes.grid(True, color="#e3e3e3")
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.tight_layout()
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 

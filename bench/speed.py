@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""How fast the engine prefills and decodes with each profile, beside no compression and the machine's peaks. Writes
-docs/results/speed.{md,json}. Standard library only.
+"""How fast the engine prefills and decodes with each profile, beside no compression and the machine's peaks, and what
+the kernels of the compression cost by themselves. Writes docs/results/speed.{md,json}. Standard library only.
 
     bench/speed.py [--model DIR] [--profiles P,..] [--rounds N] [--repeat R] [--out docs/results]
 
@@ -14,6 +14,7 @@ import json
 import pathlib
 import shlex
 import statistics
+import subprocess
 import sys
 
 from zeroc_cli import ROOT, Cli, machine, machine_line, table
@@ -65,6 +66,52 @@ def summary(profiles, runs, work):
     return rows
 
 
+def kernel_bench(name, pattern):
+    """What one program of kernels/bench counts, a benchmark each."""
+    command = [f"build/release/bench/{name}", f"--benchmark_filter={pattern}", "--benchmark_format=json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
+    if done.returncode != 0:
+        sys.exit(f"{shlex.join(command)} failed ({done.returncode}): {done.stderr.strip()}")
+    return {"command": shlex.join(command), "benchmarks": json.loads(done.stdout)["benchmarks"]}
+
+
+def cost_part(cost):
+    """Key map, packing and query map of a layer shaped as Llama-3.2-1B's, and as one with heads of 128."""
+    rows = []
+    for b in cost["benchmarks"]:
+        _, shape, runs = b["name"].split("/")[:3]
+        us = [f"{b[field] / 1e3:.2f}" for field in ("k_map_ns", "k_pack_ns", "v_pack_ns", "q_map_ns", "linear_ns")]
+        rows.append([shape, runs, *us, f"{b['kv_share_%']:.2f} %", f"{b['q_share_%']:.2f} %"])
+    head = ["shape", "bits", "K map", "K pack", "V pack", "Q map", "linear", "K map + packs / linear", "Q map / linear"]
+    return [
+        "",
+        "## What packing costs a prefill",
+        "",
+        f"Microseconds of one thread per token and layer, all KV heads, from `{cost['command']}`. Linear: the layer's",
+        "matrix products; attention is left out of it, so the true shares are smaller.",
+        "",
+        *table(head, rows),
+    ]
+
+
+def attention_part(attention):
+    """Decode attention over 512 MiB of packed history."""
+    rows = [
+        [b["name"].split("/")[1][5:], b["name"].split("/")[2][6:], f"{b['GB/s']:.1f}", f"{100 * b['of_read']:.0f} %"]
+        + [f"{1e9 * b['per_token']:.1f}"]
+        for b in attention["benchmarks"]
+    ]
+    head = ["bits", "queries per KV head", "GB/s of KV bytes", "of read bandwidth", "ns per token and head"]
+    return [
+        "",
+        "## Decode attention on packed bytes",
+        "",
+        f"One thread over more history than any cache holds, from `{attention['command']}`.",
+        "",
+        *table(head, rows),
+    ]
+
+
 def page(result):
     lines = [
         "# Speed with and without compression",
@@ -72,8 +119,9 @@ def page(result):
         f"Made by `{result['command']}` on {machine_line(result['machine'])}.",
         f"Model `{result['model']}`, {result['runs'][0]['threads']} threads, {result['rounds']} rounds in turns.",
         "Ratio: tokens/s over those without compression in the same round, median (least to greatest). Fractions are",
-        "of peaks measured in the same process: AMX multiply-adds in registers, reads of 512 MiB of memory; weights",
-        "of a small model fit the last-level cache, so bytes/s may exceed memory's. Commands are in `speed.json`.",
+        "of peaks measured in the same process: multiply-adds in registers (AMX where there is one), reads of 512 MiB",
+        "of memory; weights of a small model fit the last-level cache, so bytes/s may exceed memory's. Commands are in",
+        "`speed.json`.",
     ]
     for work, rows in result["summary"].items():
         cells = [
@@ -89,13 +137,13 @@ def page(result):
         ]
         head = ["profile", "KV bytes/token", "tokens/s", "ratio", "FLOP/s, of peak", "bytes/s, of read peak"]
         lines += ["", f"## {work[0].upper()}{work[1:]}", "", *table(head, cells)]
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *cost_part(result["packing"]), *attention_part(result["attention"]), ""])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/zeroc-demo", help="checkpoint with a plan [models/zeroc-demo]")
-    parser.add_argument("--profiles", default="q8,z4,z3,z2.5,z2,z1.5", help="[q8,z4,z3,z2.5,z2,z1.5]")
+    parser.add_argument("--profiles", default="q8,z4,z3,z2,z1.75,z1.5", help="[q8,z4,z3,z2,z1.75,z1.5]")
     parser.add_argument("--rounds", type=int, default=5, help="rounds [5]")
     parser.add_argument("--repeat", type=int, default=5, help="timed runs of each command [5]")
     parser.add_argument("--out", default="docs/results", help="folder for the results [docs/results]")
@@ -103,6 +151,8 @@ def main():
     result = {"command": shlex.join(["bench/speed.py", *sys.argv[1:]]), "machine": machine(), "model": options.model}
     profiles, runs = measure(options)
     result.update(rounds=options.rounds, runs=runs)
+    result["packing"] = kernel_bench("kv_bench", "/(1b|1b_dim128)/")
+    result["attention"] = kernel_bench("attention_bench", "^Decode")
     result["summary"] = {work: summary(profiles, runs, work) for work, _ in WORK}
     out = pathlib.Path(ROOT / options.out)
     out.mkdir(parents=True, exist_ok=True)
