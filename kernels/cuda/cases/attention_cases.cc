@@ -189,7 +189,8 @@ void CheckDecode(const std::vector<Sequence>& sequences, const Heads& heads, con
         double top = -double{kInf}, sum = 0;
         std::vector<double> total(static_cast<std::size_t>(d), 0.0);
         const auto at = [&](int part) {
-          return static_cast<std::size_t>((tile.first_part + part) * kDecodeTileRows + r);
+          const int row = (tile.first_part + part) * kDecodeTileRows + r;
+          return static_cast<std::size_t>(row);
         };
         for (int p = 0; p < tile.n_parts; ++p)
           top = std::isnan(maxima[at(p)]) ? kNan : std::max(top, double{maxima[at(p)]});
@@ -307,8 +308,8 @@ void DecodeMassCase(Outcome& outcome) {
   const int dim = 64;
   const Heads heads = {8, 2, dim};
   const History history(LayoutOf(2, dim, 64, {{4, 32}, {16, 16}, {2, 16}}, {{3, dim}}, true), 2, 128, 17);
-  std::vector<float> mass;
-  for (int i = 0; i < 2 * (1 + kMaxRuns); ++i) mass.push_back(0.1f * static_cast<float>(i % 5));
+  std::vector<float> mass(2 * (1 + kMaxRuns));
+  for (std::size_t i = 0; i < mass.size(); ++i) mass[i] = 0.1f * static_cast<float>(i % 5);
   const Buffer<float> device_mass(mass);
   Sequence sequence = {.first_pos = 127};
   sequence.Add(history, history.Host(0, 0, 128), &mass, &device_mass);
@@ -339,6 +340,7 @@ void DecodePlanCase(Outcome& outcome) {
   std::vector<KvSegment> segments;
   std::vector<AttentionSequence> sequences;
   const std::vector<int> lengths = {1, 64, 4096, 131072, 700};
+  segments.reserve(lengths.size());
   for (const int length : lengths) segments.push_back({nullptr, (length + 63) / 64, &layout, 0, 0, length});
   for (std::size_t i = 0; i < lengths.size(); ++i) {
     sequences.push_back({{&segments[i], 1}, lengths[i] - 1, 1, 0, static_cast<std::int64_t>(i)});
@@ -481,7 +483,7 @@ void PrefillWindowsCase(Outcome& outcome) {
     }
   }
   auto q = Random(5).Normals(static_cast<std::int64_t>(sequences.size()) * 10 * 2 * dim, 0.125f);
-  q[static_cast<std::size_t>(2 * dim + 5)] = kNan;
+  q[2 * dim + 5] = kNan;
   CheckPrefill(sequences, heads, q, kPrefillErrors, outcome);
 }
 

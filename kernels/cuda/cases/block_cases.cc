@@ -25,8 +25,8 @@ void LinearCase(Outcome& outcome) {
     const auto bias = random.Normals(s.n_out);
     const std::int64_t stride = s.n_out + 3;
     auto y = random.Normals(s.n_rows * stride);
-    std::vector<float> wide;
-    for (const Bf16 value : x) wide.push_back(Bf16ToFloat(value));
+    std::vector<float> wide(x.size());
+    for (std::size_t i = 0; i < x.size(); ++i) wide[i] = Bf16ToFloat(x[i]);
     const Buffer<Bf16> device_x(x), device_w(w);
     const Buffer<float> device_bias(bias), device_y(y);
     outcome.Done(linear->Run({device_x.data(), s.n_rows, s.k, device_w.data(), s.bias ? device_bias.data() : nullptr,
@@ -64,7 +64,7 @@ void ChecksumCase(Outcome& outcome) {
                                 {12352, 0xcae210fb63406e7eu}};
   for (const Golden& golden : kGolden) {
     constexpr int kBlocks = 19;  // more than one thread block, the last not full
-    const auto stride = static_cast<std::size_t>(golden.bytes + 16);
+    const std::size_t stride = static_cast<std::size_t>(golden.bytes) + 16;
     std::vector<std::uint8_t> bytes(kBlocks * stride);
     for (std::size_t i = 0; i < bytes.size(); ++i) {
       const auto at = static_cast<std::uint32_t>(i % stride);

@@ -47,7 +47,7 @@ void QueryPrepCase(Outcome& outcome) {
     const SplitMapBuffer tiles(map, n_kv_heads, dim);
     for (const bool with_map : {false, true}) {
       for (const bool with_rope : {false, true}) {
-        const auto n = static_cast<std::size_t>(n_tokens * n_heads * dim);
+        const std::size_t n = static_cast<std::size_t>(n_tokens * n_heads) * static_cast<std::size_t>(dim);
         std::vector<float> expected(n, -1.0f);
         const Buffer<float> out(expected);
         QueryPrepArgs args = {q.data(), stride, n_tokens, n_heads, n_kv_heads, dim,
@@ -65,7 +65,8 @@ void QueryPrepCase(Outcome& outcome) {
         for (int row = 0; row < n_tokens * group; ++row) {
           const float* x = q.data() + row / group * stride + (group + row % group) * dim;
           for (int i = 0; i < dim; ++i) {
-            const auto at = static_cast<std::size_t>((n_tokens * group + row) * dim + i);
+            const int place = (n_tokens * group + row) * dim + i;
+            const auto at = static_cast<std::size_t>(place);
             outcome.Check(got[at], expected[at],
                           MapBound(x, with_map ? map.data() + dim * dim : nullptr, dim, i, 0.125));
           }
@@ -115,6 +116,7 @@ class Blocks {
   std::size_t Size() const { return static_cast<std::size_t>(n_) * static_cast<std::size_t>(bytes_); }
   std::vector<std::uint8_t*> Pointers() const {
     std::vector<std::uint8_t*> out;
+    out.reserve(static_cast<std::size_t>(n_));
     for (int b = 0; b < n_; ++b) out.push_back(data_.data() + std::ptrdiff_t{b} * bytes_);
     return out;
   }
@@ -147,6 +149,7 @@ void CheckWrite(const WriteShape& shape, Outcome& outcome) {
   std::vector<std::vector<std::uint8_t>> expected(
       static_cast<std::size_t>(n_blocks), std::vector<std::uint8_t>(static_cast<std::size_t>(exact.block_bytes), 0x3d));
   std::vector<std::uint8_t*> expected_blocks;
+  expected_blocks.reserve(expected.size());
   for (auto& block : expected) expected_blocks.push_back(block.data());
   KvWriteArgs write = {k.data(),
                        v.data(),

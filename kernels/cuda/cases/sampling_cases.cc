@@ -15,6 +15,7 @@ struct Candidate {
 // The sampler's candidates, in its order.
 std::vector<Candidate> Order(const float* logits, int vocab, const SampleRow& row) {
   std::vector<Candidate> all;
+  all.reserve(static_cast<std::size_t>(vocab));
   for (int i = 0; i < vocab; ++i) all.push_back({i, logits[i] / row.temperature});
   const auto better = [](const Candidate& a, const Candidate& b) {
     return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;

@@ -187,8 +187,9 @@ void Machine::Collective(const Site& site, void* operand, void (*op)(void* const
   arrived = 0;
   void* operands[kWarp];
   for (int lane = 0; lane < kWarp; ++lane) {
-    Fiber& other = fibers_[static_cast<std::size_t>(warp * kWarp + lane)];
-    const bool me = warp * kWarp + lane == current_.thread;
+    const int thread_idx = warp * kWarp + lane;
+    Fiber& other = fibers_[static_cast<std::size_t>(thread_idx)];
+    const bool me = thread_idx == current_.thread;
     if (!me && other.site != site) {
       Fail("lanes of one warp wait at " + Name(other.site) + " and at " + Name(site));
     }

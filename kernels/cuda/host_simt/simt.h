@@ -12,11 +12,11 @@
 // is thread-local. Nothing here is fast: a launch of 128 threads with a thousand collectives takes some milliseconds.
 #pragma once
 
-#include <compare>
 #include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 namespace zeroc::kernels::cuda::simt {
@@ -40,7 +40,10 @@ struct Site {
   static constexpr Site Here(const char* at_file = __builtin_FILE(), int at_line = __builtin_LINE()) {
     return {at_file, at_line, Kind::kBarrier};
   }
-  auto operator<=>(const Site&) const = default;
+  bool operator==(const Site&) const = default;
+  bool operator<(const Site& other) const {
+    return std::tie(file, line, kind) < std::tie(other.file, other.line, other.kind);
+  }
 };
 
 struct Thread {

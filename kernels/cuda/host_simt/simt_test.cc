@@ -21,7 +21,8 @@ std::string FaultOf(const simt::Shape& shape, const std::function<void()>& threa
 TEST(Simt, EveryThreadOfEveryBlockRunsOnce) {
   std::vector<int> seen(3 * 2 * 64, 0);
   const std::string fault = FaultOf({.n_blocks = 3, .n_blocks_y = 2, .n_threads = 64}, [&] {
-    ++seen[static_cast<std::size_t>((BlockIdxY() * GridBlocks() + BlockIdx()) * BlockThreads() + ThreadIdx())];
+    const int place = (BlockIdxY() * GridBlocks() + BlockIdx()) * BlockThreads() + ThreadIdx();
+    ++seen[static_cast<std::size_t>(place)];
   });
   EXPECT_EQ(fault, "");
   for (const int times : seen) EXPECT_EQ(times, 1);
@@ -73,11 +74,8 @@ TEST(Simt, DivergenceIsAFault) {
     }
   };
   const auto two_barriers = [] {
-    if (ThreadIdx() < 32) {
-      Sync();
-    } else {
-      Sync();
-    }
+    if (ThreadIdx() < 32) Sync();
+    if (ThreadIdx() >= 32) Sync();
   };
   EXPECT_NE(FaultOf(shape, returns_early), "");
   EXPECT_NE(FaultOf(shape, warp_without_barrier), "");
