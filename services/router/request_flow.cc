@@ -66,7 +66,7 @@ void RequestFlow::OnReserved(const AttemptPtr& attempt, const Status& status, co
   --n_reserving_;
   attempt->TakeAnswer(status, response);
   if (ended_) return EndIfQuiet();
-  if (attempt != attempt_) return;
+  if (!IsCurrent(attempt)) return;  // lost while it reserved; the next one may still wait
   if (!status.ok()) return OnRefused(status);
   if (!times_.first_token.has_value()) times_.reserve_end = context_.timers.Now();
   refused_by_.clear();

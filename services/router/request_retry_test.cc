@@ -204,6 +204,27 @@ TEST_F(RequestRetryTest, AWorkerLostWhileItReservesGivesALateGrantBack) {
   ExpectClean(1);
 }
 
+// A grant that comes when its attempt has been given up and no other has begun.
+TEST_F(RequestRetryTest, AGrantThatComesWhileTheNextAttemptWaitsIsGivenBack) {
+  const auto now = WorkerPool::Time::clock::now();
+  v1::WorkerInfo second;
+  second.set_role(v1::WORKER_ROLE_PREFILL);
+  second.set_name("p2");
+  pool_.Add(second, {}, prefill2_, now - milliseconds(3000));
+  AddWorker(v1::WORKER_ROLE_DECODE, "d2", decode2_, 50);
+  Start(TestRequest("x", 2));
+  decode_->Grant(7);
+  prefill_->EndPrefill(Unavailable("connection reset"));
+  ASSERT_EQ(decode2_->reserves.size(), 1U);
+  pool_.Expire(now + milliseconds(2500));  // "p2"; "p" is the only one left, a little later
+  decode2_->Grant(8);
+  EXPECT_EQ(decode2_->releases.size(), 1U);
+  EXPECT_TRUE(decode2_->decodes.empty());
+  ASSERT_TRUE(WaitFor([&] { return decode2_->n_reserves == 2; }));
+  decode2_->Grant(9);
+  EXPECT_EQ(prefill_->prefills.size(), 2U);
+}
+
 TEST_F(RequestRetryTest, ALeaseThatExpiredOrIsForgottenIsReservedAnew) {
   AddSecondWorkers();
   for (const Status& status : {Status(StatusCode::kDeadlineExceeded, "lease 7 expired"), NotFound("no such lease")}) {
