@@ -130,6 +130,8 @@ class CommPort::Impl final : public TransportListener {
   int rank_ ZEROC_GUARDED_BY(mu_) = 0;
   std::vector<Member> members_ ZEROC_GUARDED_BY(mu_);
   Status why_ ZEROC_GUARDED_BY(mu_);  // of the epoch
+  std::uint64_t last_epoch_ ZEROC_GUARDED_BY(mu_) = 0;
+  Status last_why_ ZEROC_GUARDED_BY(mu_);  // of the one before: a rank may hear of its end late
   std::map<CommOp, Operation> ops_ ZEROC_GUARDED_BY(mu_);
   std::map<Key, Receive> receives_ ZEROC_GUARDED_BY(mu_);
   std::map<Key, std::vector<Piece>> unexpected_ ZEROC_GUARDED_BY(mu_);
@@ -146,6 +148,8 @@ Status CommPort::Impl::Join(std::uint64_t epoch, int rank, const std::vector<Com
   ZEROC_CHECK(rank >= 0 && rank < std::ssize(members) && std::ssize(members) <= Communicator::kRanksMax, rank,
               members.size());
   if (epoch == 0 || epoch == epoch_) return InvalidArgument("a group's epoch is new and not 0");
+  last_epoch_ = epoch_;
+  last_why_ = why_.ok() ? Cancelled("the group was formed anew") : why_;
   epoch_ = epoch;
   rank_ = rank;
   why_ = OkStatus();
@@ -226,7 +230,9 @@ Status CommPort::Impl::Wait(std::uint64_t epoch, CommOp op, Communicator::TimePo
     Fail(DeadlineExceeded(NameOf(rank_) + " waited in vain for " + NameOf(operation.peer)), /*tell=*/true);
   }
   Status status;
-  if (!operation.done) status = epoch == epoch_ ? why_ : Cancelled("the group was formed anew");
+  if (!operation.done) {
+    status = epoch == epoch_ ? why_ : epoch == last_epoch_ ? last_why_ : Cancelled("the group was formed anew");
+  }
   ops_.erase(found);
   return status;
 }
