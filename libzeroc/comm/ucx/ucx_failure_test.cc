@@ -234,19 +234,6 @@ TEST_P(UcxFailure, AnIdleConnectionBurnsNoProcessor) {
   EXPECT_LT(CpuSeconds() - cpu, 0.15);
 }
 
-// The kernel takes the connection for it, and nothing follows.
-TEST_P(UcxFailure, ConnectingToAStoppedPeerBurnsNoProcessor) {
-  auto victim = Spawn();
-  ASSERT_TRUE(victim->started());
-  victim->Signal(SIGSTOP);
-  ASSERT_TRUE(transport_->Connect(victim->address, victim->arena, "victim").ok());
-  std::this_thread::sleep_for(std::chrono::milliseconds(200));
-  const double cpu = CpuSeconds();
-  std::this_thread::sleep_for(std::chrono::milliseconds(1500));
-  std::cout << "[ cpu      ] " << (CpuSeconds() - cpu) / 1.5 * 100 << " %\n";
-  EXPECT_LT(CpuSeconds() - cpu, 0.3);
-}
-
 INSTANTIATE_TEST_SUITE_P(Ucx, UcxFailure,
                          ::testing::Values(Lanes{"Tcp", "tcp", "lo"}, Lanes{"Shm", "posix,cma,self", "auto"},
                                            Lanes{"Auto", "auto", "lo"}),

@@ -25,10 +25,6 @@ namespace {
 constexpr double kSpinSeconds = 20e-6;
 // How long to yield instead, while a shared-memory queue is full: a live peer empties it in less, a stopped one never.
 constexpr double kYieldSeconds = 10e-3;
-// UCX's descriptor says that something is there, progress finds nothing, again and again: so it is while an end-point
-// connects to a peer that has accepted and says nothing. Then naps without it, a millisecond late for everybody else.
-constexpr int kVainWakesMax = 8;
-constexpr int kNapMs = 1;
 
 class UcxTransport final : public QueuedTransport {
  public:
@@ -92,10 +88,7 @@ class UcxTransport final : public QueuedTransport {
       busy |= wire_->Progress();
       core().Settle();
       const double now = wire_->NowSeconds();
-      if (busy) {
-        busy_at = now;
-        n_vain_wakes_ = 0;
-      }
+      if (busy) busy_at = now;
       const double idle = now - busy_at;
       if (idle >= kSpinSeconds && idle < kYieldSeconds && wire_->WaitsForRoom()) {
         std::this_thread::yield();
@@ -123,12 +116,7 @@ class UcxTransport final : public QueuedTransport {
     }
     std::vector<pollfd> fds = {{wire_->event_fd(), POLLIN, 0}, {wake_fd_, POLLIN, 0}};
     wire_->AppendWatched(fds);
-    if (n_vain_wakes_ >= kVainWakesMax) {
-      fds[0].fd = -1;  // poll passes over it
-      timeout_ms = timeout_ms < 0 ? kNapMs : std::min(timeout_ms, kNapMs);
-    }
     ::poll(fds.data(), fds.size(), timeout_ms);
-    if (fds[0].revents != 0) ++n_vain_wakes_;  // until progress has moved something
     awake_.store(true);
     std::uint64_t count = 0;
     [[maybe_unused]] const ssize_t got = ::read(wake_fd_, &count, sizeof count);  // non-blocking
@@ -136,7 +124,6 @@ class UcxTransport final : public QueuedTransport {
 
   std::unique_ptr<UcxWire> wire_;
   const int wake_fd_;
-  int n_vain_wakes_ = 0;  // by UCX's descriptor, since something moved
   std::atomic<bool> awake_{true};
   std::atomic<bool> stopping_{false};
   std::thread thread_;
