@@ -75,6 +75,7 @@ class PrefixTest(ClusterTest):
         for role in ("prefill", "decode"):
             wait_until(lambda r=role: cluster.router.metric("zeroc_workers", role=r) == n, SETTLE_S, f"{n} {role}")
 
+    @unittest.skipIf(TIME_SCALE >= 5, "instrumented programs are slower in other places: the fastest worker is another")
     def test_the_router_goes_where_the_beginning_is(self):
         first, second = texts.LONG, texts.prose(len(texts.LONG), start=20000)
         for adaptive in ("false", "true"):
