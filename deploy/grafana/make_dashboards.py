@@ -122,8 +122,9 @@ KV = [
              "/ sum by (zeroc_role) (rate(vllm:prefix_cache_queries_total{}[$__rate_interval]))", "{{zeroc_role}}")],
               "Of those looked up. prefill: not computed; decode: not received.", maximum=1),
         panel("Prompt tokens saved", "short", [
-            ("sum by (zeroc_role) (rate(vllm:prefix_cache_hits_total{}[$__rate_interval]))", "{{zeroc_role}}")],
-              "Tokens/s that a worker had already."),
+            ("sum by (zeroc_role) (rate(vllm:prefix_cache_hits_total{}[$__rate_interval]))", "{{zeroc_role}}"),
+            (rate("zeroc_policy_prefix_tokens_total", "role"), "{{role}}, expected by the router")],
+              "Tokens/s that a worker had already, and those that the choice of workers counted on."),
         panel("Prefix cache", "bytes", [("zeroc_prefix_cache_bytes{}", "{{zeroc_role}} {{instance}}")],
               "Blocks that the cache holds; they count as free."),
     ]),
