@@ -145,17 +145,23 @@ struct DeviceTiles {
   Buffer<std::int32_t> first_item;
 };
 
+// The sequences' queries one after another, and how many tokens these are.
+std::vector<AttentionSequence> Ask(const std::vector<Sequence>& sequences, const Heads& heads, std::int64_t* n_tokens) {
+  std::vector<AttentionSequence> asked;
+  for (const Sequence& sequence : sequences) {
+    const std::int64_t q_offset = *n_tokens * heads.n_heads * heads.head_dim;
+    asked.push_back({sequence.device, sequence.first_pos, sequence.n_tokens, q_offset, *n_tokens});
+    *n_tokens += sequence.n_tokens;
+  }
+  return asked;
+}
+
 // All sequences in one launch: parts against the reference in double, then the merge kernel against those.
 void CheckDecode(const std::vector<Sequence>& sequences, const Heads& heads, const std::vector<float>& q,
                  int n_thread_blocks, const Errors& errors, Outcome& outcome) {
   const int d = heads.head_dim;
-  std::vector<AttentionSequence> asked;
-  std::int64_t q_offset = 0, n_tokens = 0;
-  for (const Sequence& sequence : sequences) {
-    asked.push_back({sequence.device, sequence.first_pos, sequence.n_tokens, q_offset, n_tokens});
-    q_offset += std::int64_t{sequence.n_tokens} * heads.n_heads * d;
-    n_tokens += sequence.n_tokens;
-  }
+  std::int64_t n_tokens = 0;
+  const std::vector<AttentionSequence> asked = Ask(sequences, heads, &n_tokens);
   AttentionTiles plan;
   outcome.Expect(
       MakeDecodeTiles(asked, heads.n_heads, heads.n_kv_heads, d, n_thread_blocks, &plan) == KernelStatus::kOk, "plan");
@@ -175,7 +181,7 @@ void CheckDecode(const std::vector<Sequence>& sequences, const Heads& heads, con
   const auto parts = out.ToHost(), maxima = row_max.ToHost(), sums = row_sum.ToHost();
   const auto merged = dst.ToHost();
   std::size_t tile_idx = 0;
-  q_offset = 0;
+  std::int64_t q_offset = 0;
   for (std::size_t s = 0; s < sequences.size(); ++s) {
     const Rows expected = ReferenceRows(sequences[s], heads, q.data() + q_offset);
     q_offset += std::int64_t{sequences[s].n_tokens} * heads.n_heads * d;
@@ -389,13 +395,8 @@ constexpr Errors kPrefillErrors = {6 * 0.6 * kEpsBf16, kEpsBf16};
 void CheckPrefill(const std::vector<Sequence>& sequences, const Heads& heads, const std::vector<float>& q,
                   const Errors& errors, Outcome& outcome) {
   const int d = heads.head_dim;
-  std::vector<AttentionSequence> asked;
-  std::int64_t q_offset = 0, n_tokens = 0;
-  for (const Sequence& sequence : sequences) {
-    asked.push_back({sequence.device, sequence.first_pos, sequence.n_tokens, q_offset, n_tokens});
-    q_offset += std::int64_t{sequence.n_tokens} * heads.n_heads * d;
-    n_tokens += sequence.n_tokens;
-  }
+  std::int64_t n_tokens = 0;
+  const std::vector<AttentionSequence> asked = Ask(sequences, heads, &n_tokens);
   AttentionTiles plan;
   outcome.Expect(MakePrefillTiles(asked, heads.n_heads, heads.n_kv_heads, d, &plan) == KernelStatus::kOk, "plan");
   const DeviceTiles device(plan);
@@ -407,7 +408,7 @@ void CheckPrefill(const std::vector<Sequence>& sequences, const Heads& heads, co
        plan.layouts.data(), static_cast<std::int32_t>(plan.layouts.size()), d, dst.data(), dst_stride},
       nullptr));
   const auto got = dst.ToHost();
-  q_offset = 0;
+  std::int64_t q_offset = 0;
   std::int64_t first_token = 0;
   for (const Sequence& sequence : sequences) {
     const Rows expected = ReferenceRows(sequence, heads, q.data() + q_offset);

@@ -110,6 +110,11 @@ void CopyCase(Outcome& outcome) {
   outcome.Expect(GatherBlocks({table.data(), 1, 24, line.data()}, nullptr) == KernelStatus::kBadShape, "odd bytes");
 }
 
+struct StreamOwner {
+  Stream stream = CreateStream();
+  ~StreamOwner() { DestroyStream(stream); }
+};
+
 // Embedding, norm and product, recorded once and launched for other tokens.
 void GraphCase(Outcome& outcome) {
   const std::int64_t hidden = 64, n_out = 48, n_rows = 3;
@@ -120,11 +125,12 @@ void GraphCase(Outcome& outcome) {
       act(static_cast<std::size_t>(n_rows * hidden));
   const Buffer<std::int32_t> ids(static_cast<std::size_t>(n_rows));
   const Buffer<float> x(static_cast<std::size_t>(n_rows * hidden)), y(static_cast<std::size_t>(n_rows * n_out));
-  const Stream stream = CreateStream();
+  const StreamOwner owner;  // also where an expectation ends the case
+  const Stream stream = owner.stream;
   const char* error = nullptr;
   const std::unique_ptr<Linear> linear = Linear::Open(stream, &error);
   outcome.Expect(linear != nullptr, error == nullptr ? "no handle" : error);
-  if (linear == nullptr) return DestroyStream(stream);
+  if (linear == nullptr) return;
   const auto step = [&] {
     KernelStatus status = Embed({device_table.data(), ids.data(), n_rows, hidden, x.data()}, stream);
     if (status == KernelStatus::kOk) {
@@ -155,7 +161,6 @@ void GraphCase(Outcome& outcome) {
   }
   const auto refuses = [&] { return Embed({nullptr, nullptr, 1, 4, nullptr}, stream); };
   outcome.Expect(Graph::Record(stream, refuses, &error) == nullptr && error != nullptr, "a refused op");
-  DestroyStream(stream);
 }
 
 constexpr Case kCases[] = {
