@@ -20,22 +20,13 @@ sys.path.insert(0, str(ROOT / "tests/deploy"))
 
 from chart_test import CHART, EVERYTHING, TOOLS  # noqa: E402
 from cluster import free_port, wait_until  # noqa: E402
+from kube_objects import pod_templates  # noqa: E402
 from kube_server import KubeServer  # noqa: E402
 
 RELEASE = "r"
 # The one thing that `restricted` does not allow; a runtime that lets containers lock memory does not need it.
 NO_LOCK = ("--set", "rdma.ipcLock=false")
 CUSTOM = {"PodMonitor", "ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute", "GRPCRoute"}
-
-
-def pod_templates(value):
-    """The pod templates inside an object."""
-    if isinstance(value, dict):
-        if isinstance(value.get("spec"), dict) and "containers" in value["spec"]:
-            yield value
-        else:
-            for inner in value.values():
-                yield from pod_templates(inner)
 
 
 class ServerTest(unittest.TestCase):

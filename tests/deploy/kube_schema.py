@@ -15,6 +15,7 @@ import sys
 import jsonschema
 import kubernetes_validate
 import yaml
+from kube_objects import pod_templates
 
 
 def closed(schema):
@@ -45,16 +46,6 @@ def read_definitions(folder):
                 schema["properties"]["metadata"] = {"type": "object"}
                 schemas[f"{spec['group']}/{version['name']}", spec["names"]["kind"]] = schema
     return schemas
-
-
-def pod_templates(value):
-    """The pod templates inside a custom resource; its own definition may have left their details out."""
-    if isinstance(value, dict):
-        if isinstance(value.get("spec"), dict) and "containers" in value["spec"]:
-            yield value
-        else:
-            for inner in value.values():
-                yield from pod_templates(inner)
 
 
 def check(document, definitions, version):
