@@ -23,6 +23,7 @@ RequestFlow::RequestFlow(const FlowContext& context, v1::GenerateRequest request
 }
 
 void RequestFlow::Start() {
+  if (is_client()) context_.metrics.AddRequestsRunning(1);
   Result<Choice> choice = Choose();
   MutexLock lock(mu_);
   if (ended_) return;
@@ -232,15 +233,17 @@ void RequestFlow::Finish() {
   final.mutable_usage()->set_completion_tokens(static_cast<std::uint32_t>(answer_.ids().size()));
   final.mutable_usage()->set_cached_tokens(n_cached_tokens_);
   *final.mutable_stats() = Stats();
+  Close(OkStatus());
   sink_->OnFinal(final);
-  End(OkStatus(), "finished");
+  LetGo("finished");
 }
 
 void RequestFlow::Fail(const Status& status, ErrorOrigin origin) {
   if (ended_) return;
   times_.last_token = context_.timers.Now();
+  Close(status);
   sink_->OnError(status, origin);
-  End(status, StatusCodeName(status.code()));
+  LetGo(StatusCodeName(status.code()));
 }
 
 void RequestFlow::FailAt(Role role, const Status& status) { Fail(Name(role, status), ErrorOrigin::kWorker); }
@@ -256,7 +259,8 @@ void RequestFlow::Cancel(const Status& why) {
   if (!ended_) Fail(why.WithContext(std::string("in phase ") + Phase()));
 }
 
-void RequestFlow::End(const Status& status, std::string_view release_reason) {
+// Before the client hears of the end: the metrics that it may read next tell of its request as ended.
+void RequestFlow::Close(const Status& status) {
   ended_ = true;
   context_.timers.Cancel(deadline_timer_);
   context_.timers.Cancel(stats_timer_);
@@ -265,6 +269,10 @@ void RequestFlow::End(const Status& status, std::string_view release_reason) {
   context_.timers.Cancel(held_timer_);
   context_.queue.Leave(ticket_);
   Account(status);
+  if (is_client()) context_.metrics.AddRequestsRunning(-1);
+}
+
+void RequestFlow::LetGo(std::string_view release_reason) {
   if (attempt_ != nullptr) attempt_->Stop(release_reason);
   EndIfQuiet();
 }

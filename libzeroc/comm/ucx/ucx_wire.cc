@@ -124,6 +124,12 @@ Status UcxWire::OpenWorker() {
 
 UcxWire::~UcxWire() {
   ZEROC_CHECK(links_.empty(), links_.size());
+  // Of links whose peer let their time pass. UCX 1.13 aborts in ucp_worker_destroy over a close that has an owner yet.
+  for (const auto& link : closing_) {
+    for (void* const request : {link->drain_request, link->close_request}) {
+      if (request != nullptr) ucp_request_free(request);
+    }
+  }
   if (arena_memory_ != nullptr) ucp_mem_unmap(context_, arena_memory_);
   if (worker_ != nullptr) ucp_worker_destroy(worker_);
   if (context_ != nullptr) ucp_cleanup(context_);
