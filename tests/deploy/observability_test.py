@@ -219,6 +219,7 @@ class LiveTest(ClusterTest):
         wait_until(lambda: cls.prometheus.values("count(up == 1)") == [5.0], SETTLE_S, "all services are scraped")
         cls.started = time.time()
         cls.load(LOAD_S)
+        cls.ask_again()
         cls.hang_prefill()
         cls.corrupt_kv()
         cls.fill_decode()
@@ -235,7 +236,7 @@ class LiveTest(ClusterTest):
 
         def client(number):
             n = 0
-            while time.monotonic() < until:
+            while time.monotonic() < until or n < 12:
                 n += 1
                 fields = ({"profile": "bf16"}, {"max_ppl_increase": 0.5}, {})[n % 3]
                 try:
@@ -252,6 +253,17 @@ class LiveTest(ClusterTest):
             thread.join()
         if errors:
             raise errors[0]
+
+    @classmethod
+    def ask_again(cls):
+        """The same prompt, until the router has counted on what a worker has of it."""
+        def counted_on(role):
+            cls.cluster.complete(texts.LONG, max_tokens=1, profile="q4")
+            return any(labels["role"] == role and value > 0 for name, labels, value in cls.cluster.router.metrics()
+                       if name == "zeroc_policy_prefix_tokens_total")
+
+        for role in ("prefill", "decode"):
+            wait_until(lambda r=role: counted_on(r), SETTLE_S * 2, f"the choice of {role} goes by its cache")
 
     @classmethod
     def hang_prefill(cls):
@@ -272,6 +284,13 @@ class LiveTest(ClusterTest):
     @classmethod
     def fill_decode(cls):
         """More than decode has room for: some wait at the router; and answers that grow, so that some are preempted."""
+        # Prometheus looks once a second, and may look away.
+        wait_until(lambda: cls.ask_for_too_much() and any(cls.prometheus.history(
+            "sum(vllm:num_requests_swapped)", cls.started)), SETTLE_S * 6, "requests are swapped")
+        cls.wait_seen("vllm:num_preemptions_total")
+
+    @classmethod
+    def ask_for_too_much(cls):
         answers = []
 
         def ask(number):
@@ -288,7 +307,7 @@ class LiveTest(ClusterTest):
             thread.join()
         if len(answers) != len(threads):
             raise AssertionError(f"{len(answers)} of {len(threads)} requests were answered")
-        cls.wait_seen("vllm:num_preemptions_total")
+        return True
 
     @classmethod
     def corrupt_kv(cls):
@@ -301,10 +320,11 @@ class LiveTest(ClusterTest):
     @classmethod
     def lose_decode(cls):
         """A decode worker dies under an answer, which goes on at the other one."""
-        answers = [Answer(cls.cluster, "Once", max_tokens=600) for _ in range(4)]
+        answers = [Answer(cls.cluster, "Once", max_tokens=1500) for _ in range(4)]
         for answer in answers:
             answer.wait_tokens(5)
-        lost = next(worker for worker in cls.cluster.decode if worker.metric("vllm:num_requests_running") > 0)
+        running = [worker for worker in cls.cluster.decode if worker.metric("vllm:num_requests_running") > 0]
+        lost = running[0]
         lost.kill()
         for answer in answers:
             answer.join(SETTLE_S * 3)
