@@ -17,6 +17,9 @@ namespace zeroc {
 namespace {
 
 constexpr int kChunk = 512;  // tokens per forward step
+constexpr std::int64_t kBaseFileBytesMax = std::int64_t{4} << 30;
+// Where the uncompressed model's logits are kept while a calibration runs, behind partial_path.
+constexpr const char* kBaseFiles[] = {".probe", ".heldout", ".decode"};
 
 class MomentObserver : public ForwardObserver {
  public:
@@ -177,10 +180,11 @@ class Calibrator {
   Status CheckInputs() const;
   Status MakeMaps();
   Status MakeLadder();
-  Result<Profile> MeetBudget(LadderBuilder& builder, LadderProbe& heldout, const char* name, double budget_rel,
-                             double done);
-  Status Measure();
-  Status MeasureRecall(std::size_t profile_idx, const ScoredMethod& method);
+  Status MeetBudgets();
+  Result<Profile> MeetBudget(const char* name, double budget_rel, const std::function<Status(double)>& show);
+  Status Measure(const char* stage);
+  ScoreOptions ScoreOf(const WindowedText& text, const char* base_file) const;
+  Status MeasureRecall();
   Status Show(const char* stage, double done) const {
     if (progress_ == nullptr || progress_(stage, done)) return OkStatus();
     return Cancelled("calibration was stopped");
@@ -200,6 +204,9 @@ class Calibrator {
   std::unique_ptr<CalibrationLog> log_;
   std::unique_ptr<Transformer> plain_, folded_;
   std::shared_ptr<const Plan> maps_;  // the plan without its ladder
+  std::unique_ptr<LadderProbe> probe_, heldout_probe_;
+  std::unique_ptr<MassTable> masses_;
+  std::unique_ptr<LadderBuilder> builder_;
   std::vector<Profile> ladder_;
 };
 
@@ -254,74 +261,102 @@ Status Calibrator::MakeMaps() {
   return log_->Add("maps", {1});
 }
 
-// The smallest profile whose promise on the held-out text is within the relative budget, by bisection over the bytes.
-Result<Profile> Calibrator::MeetBudget(LadderBuilder& builder, LadderProbe& heldout, const char* name,
-                                       double budget_rel, double done) {
-  constexpr int kSteps = 7;  // the ladder's span over 2^7 is under one byte in a hundred
-  const double raw =
-      4.0 * static_cast<double>(maps_->geometry().n_layers) * maps_->geometry().n_kv_heads * maps_->geometry().head_dim;
-  double low = std::log(raw / 32), high = std::log(raw * 0.55);
-  std::optional<Profile> best;
-  for (int step = 0; step < kSteps; ++step) {
+// The smallest profile whose promise on the held-out text is within the relative budget: of the measured rungs, then by
+// bisection over the bytes below the smallest of them that is within. The largest profile when none is.
+Result<Profile> Calibrator::MeetBudget(const char* name, double budget_rel, const std::function<Status(double)>& show) {
+  constexpr int kSteps = 4;  // rungs are some 15 % apart: to one byte in a hundred
+  const double budget = budget_rel * (*log_->Find("decode:" + ProfileHash(ladder_[0])))[0];
+  std::vector<const Profile*> by_bytes;
+  for (const Profile& profile : ladder_) by_bytes.push_back(&profile);
+  std::sort(by_bytes.begin(), by_bytes.end(),
+            [](const Profile* x, const Profile* y) { return x->cost.kv_bytes_per_token < y->cost.kv_bytes_per_token; });
+  const auto within =
+      std::find_if(by_bytes.begin(), by_bytes.end(), [&](const Profile* p) { return p->cost.ppl_increase <= budget; });
+  Profile best = within == by_bytes.end() ? *by_bytes.back() : **within;
+  double high = std::log(best.cost.kv_bytes_per_token);
+  double low = within == by_bytes.begin() ? high - std::log(2.0) : std::log((*(within - 1))->cost.kv_bytes_per_token);
+  for (int step = 0; step < kSteps && within != by_bytes.end(); ++step) {
     const double middle = (low + high) / 2;
-    ZEROC_ASSIGN_OR_RETURN(Profile profile, builder.Rung(std::exp(middle)));
-    ZEROC_ASSIGN_OR_RETURN(const std::vector<ProbeResult> result, heldout.Measure({&profile, 1}, nullptr));
-    const bool within = Promise(result[0]) <= budget_rel;
-    if (within) best = profile;
-    (within ? high : low) = middle;
-    ZEROC_RETURN_IF_ERROR(Show("budget", done + 0.5 * (step + 1) / kSteps));
+    ZEROC_ASSIGN_OR_RETURN(Profile profile, builder_->Rung(std::exp(middle)));
+    ZEROC_ASSIGN_OR_RETURN(const std::vector<ProbeResult> result, heldout_probe_->Measure({&profile, 1}, nullptr));
+    const bool fits = Promise(result[0]) <= budget_rel;
+    if (fits) best = profile;
+    (fits ? high : low) = middle;
+    ZEROC_RETURN_IF_ERROR(show(static_cast<double>(step + 1) / kSteps));
   }
-  if (!best) {
-    ZEROC_ASSIGN_OR_RETURN(best, builder.Rung(std::exp(high)));
+  best.name = name;
+  return best;
+}
+
+// A rung more for each of the two budgets.
+Status Calibrator::MeetBudgets() {
+  const double ppl_base = (*log_->Find("decode:" + ProfileHash(ladder_[0])))[0];
+  const std::pair<const char*, double> budgets[] = {{"abs", options_.budget / ppl_base}, {"rel", options_.budget_rel}};
+  double done = 0;
+  std::vector<Profile> found;
+  for (const auto& [name, budget_rel] : budgets) {
+    if (budget_rel <= 0) continue;
+    const auto show = [this, done](double share) { return Show("budget", done + 0.5 * share); };
+    ZEROC_ASSIGN_OR_RETURN(Profile profile, MeetBudget(name, budget_rel, show));
+    found.push_back(std::move(profile));
+    done += 0.5;
   }
-  best->name = name;
-  return *best;
+  std::move(found.begin(), found.end(), std::back_inserter(ladder_));
+  return OkStatus();
+}
+
+// Keeps the base's logits on these windows in a file while that is of a reasonable size.
+ScoreOptions Calibrator::ScoreOf(const WindowedText& text, const char* base_file) const {
+  ScoreOptions score = options_.score;
+  score.window_begins = text.begins;
+  const std::int64_t bytes =
+      4 * std::ssize(text.begins) * score.stride * static_cast<std::int64_t>(checkpoint_->config().vocab_size);
+  if (!options_.partial_path.empty() && bytes <= kBaseFileBytesMax) {
+    score.base_logits_file = options_.partial_path + base_file;
+  }
+  return score;
 }
 
 Status Calibrator::MakeLadder() {
   const LadderProbe::Models models{plain_.get(), folded_.get(), maps_};
-  LadderProbe probe(models, ProbeText(texts_, options_.score.context, options_.probe_windows), bos_id_, options_.score,
-                    "probe", *log_);
-  std::unique_ptr<MassTable> masses;
+  WindowedText text = ProbeText(texts_, options_.score.context, options_.probe_windows);
+  ScoreOptions score = ScoreOf(text, kBaseFiles[0]);
+  probe_ = std::make_unique<LadderProbe>(models, std::move(text), bos_id_, std::move(score), "probe", *log_);
+  text = {heldout_.tokens, SpreadWindows(static_cast<std::int64_t>(heldout_.tokens.size()), options_.score)};
+  score = ScoreOf(text, kBaseFiles[1]);
+  heldout_probe_ = std::make_unique<LadderProbe>(models, std::move(text), bos_id_, std::move(score), "heldout", *log_);
   if (options_.ladder.mass) {
-    ZEROC_ASSIGN_OR_RETURN(masses, MassTable::Gather(*plain_, probe.text(), bos_id_, options_.score.context, {}));
+    ZEROC_ASSIGN_OR_RETURN(masses_, MassTable::Gather(*plain_, probe_->text(), bos_id_, options_.score.context, {}));
   }
-  LadderBuilder builder(*maps_, probe, masses.get(), options_.ladder, progress_);
-  ZEROC_RETURN_IF_ERROR(builder.ProbeSides());
+  builder_ = std::make_unique<LadderBuilder>(*maps_, *probe_, masses_.get(), options_.ladder, progress_);
+  ZEROC_RETURN_IF_ERROR(builder_->ProbeSides());
   ladder_ = StandardLadder(maps_->geometry());
-  ZEROC_ASSIGN_OR_RETURN(std::vector<Profile> rungs, builder.Rungs());
+  ZEROC_ASSIGN_OR_RETURN(std::vector<Profile> rungs, builder_->Rungs());
   std::move(rungs.begin(), rungs.end(), std::back_inserter(ladder_));
-
-  WindowedText text{heldout_.tokens, SpreadWindows(static_cast<std::int64_t>(heldout_.tokens.size()), options_.score)};
-  LadderProbe heldout(models, std::move(text), bos_id_, options_.score, "heldout", *log_);
-  ZEROC_ASSIGN_OR_RETURN(const double ppl_base, heldout.BasePerplexity());
-  const std::pair<const char*, double> budgets[] = {{"abs", options_.budget / ppl_base}, {"rel", options_.budget_rel}};
-  double done = 0;
-  for (const auto& [name, budget_rel] : budgets) {
-    if (budget_rel <= 0) continue;
-    ZEROC_ASSIGN_OR_RETURN(Profile profile, MeetBudget(builder, heldout, name, budget_rel, done));
-    ladder_.push_back(std::move(profile));
-    done += 0.5;
-  }
   return OkStatus();
 }
 
-Status Calibrator::MeasureRecall(std::size_t profile_idx, const ScoredMethod& method) {
-  const std::string name = "recall:" + ProfileHash(ladder_[profile_idx]);
-  if (log_->Find(name) == nullptr) {
-    const double n = static_cast<double>(ladder_.size());
-    const double at = static_cast<double>(profile_idx) / n;
-    ZEROC_ASSIGN_OR_RETURN(const RecallScore score,
-                           ScoreRecall(recall_cases_, method, Stage(progress_, "recall", at, at + 1 / n)));
-    ZEROC_RETURN_IF_ERROR(log_->Add(name, {score.accuracy}));
+Status Calibrator::MeasureRecall() {
+  if (recall_cases_.empty()) return OkStatus();
+  ZEROC_ASSIGN_OR_RETURN(const auto formats, FormatsOf(*folded_, *maps_, ladder_));
+  const double n = static_cast<double>(ladder_.size());
+  for (std::size_t i = 0; i < ladder_.size(); ++i) {
+    const std::string name = "recall:" + ProfileHash(ladder_[i]);
+    if (log_->Find(name) == nullptr) {
+      const double at = static_cast<double>(i) / n;
+      ZEROC_ASSIGN_OR_RETURN(const RecallScore score,
+                             ScoreRecall(recall_cases_, ScoredMethod{folded_.get(), formats[i]},
+                                         Stage(progress_, "recall", at, at + 1 / n)));
+      ZEROC_RETURN_IF_ERROR(log_->Add(name, {score.accuracy}));
+    }
+    ladder_[i].cost.recall = (*log_->Find(name))[0];
   }
-  ladder_[profile_idx].cost.recall = (*log_->Find(name))[0];
   return OkStatus();
 }
 
 // Every profile, decode-scored on the held-out text.
-Status Calibrator::Measure() {
-  options_.score.window_begins = SpreadWindows(static_cast<std::int64_t>(heldout_.tokens.size()), options_.score);
+Status Calibrator::Measure(const char* stage) {
+  const ScoreOptions score_options = ScoreOf(heldout_probe_->text(), kBaseFiles[2]);
   ZEROC_ASSIGN_OR_RETURN(const auto formats, FormatsOf(*folded_, *maps_, ladder_));
   std::vector<ScoredMethod> methods;
   std::vector<std::size_t> missing;
@@ -330,7 +365,9 @@ Status Calibrator::Measure() {
     ScoredMethod& method = methods.emplace_back();
     method.model = folded_.get();
     method.format = formats[i];
-    if (log_->Find(log_name(i)) == nullptr) missing.push_back(i);
+    const bool listed =
+        std::any_of(missing.begin(), missing.end(), [&](std::size_t other) { return log_name(other) == log_name(i); });
+    if (log_->Find(log_name(i)) == nullptr && !listed) missing.push_back(i);
   }
   ScoredMethod base;
   base.model = plain_.get();
@@ -343,8 +380,8 @@ Status Calibrator::Measure() {
     const double n = static_cast<double>(missing.size());
     ZEROC_ASSIGN_OR_RETURN(
         const std::vector<TextScore> scores,
-        ScoreText(heldout_.tokens, heldout_.token_bytes, bos_id_, base, batch, options_.score,
-                  Stage(progress_, "measure", static_cast<double>(begin) / n, static_cast<double>(end) / n)));
+        ScoreText(heldout_.tokens, heldout_.token_bytes, bos_id_, base, batch, score_options,
+                  Stage(progress_, stage, static_cast<double>(begin) / n, static_cast<double>(end) / n)));
     for (std::size_t i = begin; i < end; ++i) {
       const TextScore& score = scores[i - begin + 1];
       ZEROC_RETURN_IF_ERROR(log_->Add(log_name(missing[i]), {scores[0].ppl, score.ppl - scores[0].ppl, score.kl}));
@@ -353,7 +390,7 @@ Status Calibrator::Measure() {
   for (std::size_t i = 0; i < ladder_.size(); ++i) {
     const std::vector<double>& figures = *log_->Find(log_name(i));
     ladder_[i].cost = MeasuredCost(figures[0], figures[1], figures[2], std::nullopt);
-    if (!recall_cases_.empty()) ZEROC_RETURN_IF_ERROR(MeasureRecall(i, methods[i]));
+    ladder_[i].cost.kv_bytes_per_token = KvBytesPerToken(ladder_[i], maps_->geometry(), kCostContext);
   }
   return OkStatus();
 }
@@ -368,7 +405,10 @@ Result<Plan> Calibrator::Run() {
   ZEROC_RETURN_IF_ERROR(MakeMaps());
   ZEROC_ASSIGN_OR_RETURN(folded_, Transformer::Open(checkpoint_, maps_, ops_, threads_));
   ZEROC_RETURN_IF_ERROR(MakeLadder());
-  ZEROC_RETURN_IF_ERROR(Measure());
+  ZEROC_RETURN_IF_ERROR(Measure("measure"));
+  ZEROC_RETURN_IF_ERROR(MeetBudgets());
+  ZEROC_RETURN_IF_ERROR(Measure("measure budgets"));
+  ZEROC_RETURN_IF_ERROR(MeasureRecall());
   PlanContents contents = maps_->contents();
   contents.ppl_base = (*log_->Find("decode:" + ProfileHash(ladder_[0])))[0];
   contents.ladder = std::move(ladder_);
@@ -387,6 +427,7 @@ Result<Plan> Calibrate(std::shared_ptr<const Checkpoint> checkpoint, const kerne
 void RemovePartial(const std::string& partial_path) {
   std::error_code ignored;
   for (const std::string& path : {partial_path, partial_path + ".maps"}) std::filesystem::remove(path, ignored);
+  for (const char* name : kBaseFiles) std::filesystem::remove(partial_path + name, ignored);
 }
 
 }  // namespace zeroc

@@ -25,23 +25,23 @@ struct CalibrationSource {
 
 struct CalibrationOptions {
   int context = 4096;    // tokens of a calibration window, BOS included: calibrate at serving length
-  int max_windows = 64;  // for the moments, over all texts, taken evenly
+  int max_windows = 32;  // for the moments, over all texts, taken evenly
   BasisOptions basis;
-  int probe_windows = 6;  // of calibration text, over all texts, that the ladder is searched on
+  int probe_windows = 2;  // of calibration text, over all texts, that the ladder is searched on
   LadderOptions ladder;
   // The ladder gets a rung that just meets each of these increases on the held-out text: absolute, and relative (1.8 %
   // is what +0.1 is at perplexity 5.5).
   double budget = 0.1;
   double budget_rel = 0.018;
-  ScoreOptions score{.context = 4096, .stride = 2048, .max_windows = 8};  // held-out windows are spread over the text
+  ScoreOptions score{.context = 4096, .stride = 2048, .max_windows = 6};  // held-out windows are spread over the text
   std::uint64_t seed = 0;                                                 // recorded; nothing is random
   // Results of the stages are kept in this file (and the maps in the same name + ".maps") until the plan is complete,
   // so that a calibration that was stopped goes on; empty: nothing is kept.
   std::string partial_path;
 };
 
-// Stage names for progress: "moments", "bases", "mass", "probe", "rungs", "budget", "measure", "recall"; done in [0, 1]
-// within the stage.
+// Stage names for progress: "moments", "bases", "probe", "rungs", "measure", "budget", "measure budgets", "recall"; done
+// in [0, 1] within the stage.
 using CalibrationProgress = std::function<bool(const char* stage, double done)>;
 
 // kInvalidArgument: a text too short for one window; kDataLoss: the model computes NaN; errors of SolveLayer and

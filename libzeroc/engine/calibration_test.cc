@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "libzeroc/engine/ladder_probe.h"
 #include "libzeroc/engine/local_generator.h"
 #include "libzeroc/model/model_kinds_testing.h"
 
@@ -81,6 +82,28 @@ TEST_P(CalibrationTest, MakesAPlanThatTheModelServes) {
   for (const Profile& profile : plan->ladder()) {
     EXPECT_TRUE((*model)->Format(profile.name).ok()) << profile.name;
   }
+
+  // Layers that a profile shares with another may be computed with that one, and nothing changes to the bit.
+  Profile behind = fine;
+  behind.layers.back() = coarse.layers.back();
+  const std::vector<Profile> profiles = {fine, behind};
+  const auto made_formats = FormatsOf(**model, *plan, profiles);
+  ASSERT_TRUE(made_formats.ok()) << made_formats.status().ToString();
+  const auto& formats = *made_formats;
+  const ScoredMethod trunk{model->get(), formats[0]}, method{model->get(), formats[1]};
+  std::vector<std::int32_t> tokens(3 * kContext), bytes(tokens.size(), 1);
+  for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<std::int32_t>(3 + i * i % 58);
+  ScoreOptions score{.context = kContext, .stride = 100, .through_decode = false, .batch_windows = 3};
+  const auto scored = ScoreText(tokens, bytes, 1, trunk, {&method, 1}, score);
+  ASSERT_TRUE(scored.ok()) << scored.status().ToString();
+  const std::vector<TextScore>& alone = *scored;
+  score.trunk = trunk;
+  for (score.trunk_layers = 1; score.trunk_layers < static_cast<int>(fine.layers.size()); ++score.trunk_layers) {
+    const auto shared = ScoreText(tokens, bytes, 1, trunk, {&method, 1}, score).value();
+    EXPECT_EQ(shared[1].token_nll, alone[1].token_nll);
+    EXPECT_EQ(shared[1].token_kl, alone[1].token_kl);
+  }
+  EXPECT_GT(alone[1].kl, 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, CalibrationTest, ::testing::ValuesIn(testing::kModelKinds),

@@ -298,19 +298,26 @@ Result<std::vector<Profile>> LadderBuilder::Rungs() {
   const double elements = 2.0 * geometry.n_layers * geometry.n_kv_heads * geometry.head_dim;
   std::vector<double> bits = options_.rungs;
   std::sort(bits.begin(), bits.end(), std::greater<>());
-  std::vector<Profile> rungs;
-  std::map<double, WindowChoice> chosen;
-  for (std::size_t i = 0; i < bits.size(); ++i) {
-    const double bytes_max = bits[i] * elements / 8;
-    ZEROC_ASSIGN_OR_RETURN(Profile profile, BestOfAll(bytes_max, &chosen[bytes_max]));
-    profile.name = NameOf(bits[i]);
-    const bool fits = KvBytesPerToken(profile, geometry, kCostContext) <= bytes_max;
-    if (fits && (rungs.empty() || !SameLayers(rungs.back(), profile))) rungs.push_back(std::move(profile));
-    if (progress_ != nullptr && !progress_("rungs", static_cast<double>(i + 1) / static_cast<double>(bits.size()))) {
-      return Cancelled("calibration was stopped");
+  std::vector<Profile> all(bits.size());
+  std::size_t n_done = 0;
+  for (const std::size_t begin : {std::size_t{0}, std::size_t{1}}) {
+    std::map<double, WindowChoice> chosen;
+    for (std::size_t i = begin; i < bits.size(); i += 2) {
+      const double bytes_max = bits[i] * elements / 8;
+      WindowChoice& choice = chosen[bytes_max];
+      ZEROC_ASSIGN_OR_RETURN(
+          all[i], begin == 0 ? BestOfAll(bytes_max, &choice) : Best(bytes_max, WindowsFor(bytes_max), &choice));
+      all[i].name = NameOf(bits[i]);
+      const double done = static_cast<double>(++n_done) / static_cast<double>(bits.size());
+      if (progress_ != nullptr && !progress_("rungs", done)) return Cancelled("calibration was stopped");
     }
+    chosen_.merge(chosen);
   }
-  chosen_ = std::move(chosen);
+  std::vector<Profile> rungs;
+  for (std::size_t i = 0; i < bits.size(); ++i) {
+    const bool fits = KvBytesPerToken(all[i], geometry, kCostContext) <= bits[i] * elements / 8;
+    if (fits && (rungs.empty() || !SameLayers(rungs.back(), all[i]))) rungs.push_back(std::move(all[i]));
+  }
   return rungs;
 }
 

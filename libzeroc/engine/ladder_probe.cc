@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
+#include <tuple>
 #include <utility>
 
 #include "libzeroc/compression/canonical.h"
@@ -9,8 +11,28 @@
 namespace zeroc {
 namespace {
 
-// Profiles measured side by side: the base's share of the work is one in nine, the caches stay small.
+// Profiles measured side by side: what they share is a small part of the work, the caches stay small.
 constexpr std::size_t kBatch = 8;
+
+bool IsExact(const KvShape& shape) {
+  const auto exact = [](const TierShape& side) {
+    return std::all_of(side.runs.begin(), side.runs.end(), [](const kernels::KvRun& run) { return run.bits == 16; });
+  };
+  return exact(shape.k) && exact(shape.v) && shape.mass.empty();
+}
+
+// Layers in front of the first that is not exact; 0 for profiles whose blocks age, and for one that is exact all over.
+int CountExactLayers(const Profile& profile) {
+  const auto first = std::find_if_not(profile.layers.begin(), profile.layers.end(), IsExact);
+  if (first == profile.layers.end() || !profile.young.empty()) return 0;
+  return static_cast<int>(first - profile.layers.begin());
+}
+
+// The exact profile with the windows of `profile`, whose first layer is exact.
+Profile TrunkOf(Profile profile) {
+  std::fill(profile.layers.begin(), profile.layers.end(), KvShape(profile.layers.front()));
+  return profile;
+}
 
 void HashShape(const TierShape& shape, CanonicalHash& hash) {
   hash.Int(static_cast<std::int64_t>(shape.runs.size()));
@@ -81,10 +103,20 @@ LadderProbe::LadderProbe(Models models, WindowedText text, std::int32_t bos_id, 
 
 std::string LadderProbe::LogName(const Profile& profile) const { return log_prefix_ + ":" + ProfileHash(profile); }
 
-Status LadderProbe::Run(std::span<const Profile* const> profiles) {
+// All of the same windows, and of n_exact_layers at least.
+Status LadderProbe::Run(std::span<const Profile* const> profiles, int n_exact_layers) {
   std::vector<Profile> copies;
   for (const Profile* profile : profiles) copies.push_back(*profile);
-  ZEROC_ASSIGN_OR_RETURN(const auto formats, FormatsOf(*models_.folded, *models_.plan, copies));
+  if (n_exact_layers > 0) copies.push_back(TrunkOf(copies.front()));
+  ZEROC_ASSIGN_OR_RETURN(auto formats, FormatsOf(*models_.folded, *models_.plan, copies));
+  score_.trunk_layers = n_exact_layers;
+  score_.trunk = {};
+  if (n_exact_layers > 0) {
+    score_.trunk.model = models_.folded;
+    score_.trunk.format = formats.back();
+    formats.pop_back();
+    copies.pop_back();
+  }
   ScoredMethod base;
   base.model = models_.plain;
   ZEROC_ASSIGN_OR_RETURN(base.format, models_.plain->Format("none"));
@@ -105,19 +137,24 @@ Status LadderProbe::Run(std::span<const Profile* const> profiles) {
 
 Result<std::vector<ProbeResult>> LadderProbe::Measure(std::span<const Profile> profiles,
                                                       const std::function<bool(std::size_t)>& on_done) {
-  std::vector<const Profile*> missing;
+  std::map<std::tuple<int, int, int>, std::vector<const Profile*>> missing;  // by what a batch has in common
   std::vector<std::string> names;
+  std::size_t n_done = profiles.size();
   for (const Profile& profile : profiles) {
     const std::string name = LogName(profile);
     const bool listed = std::find(names.begin(), names.end(), name) != names.end();
-    if (log_.Find(name) == nullptr && !listed) missing.push_back(&profile);
     names.push_back(name);
+    if (log_.Find(name) != nullptr || listed) continue;
+    missing[{CountExactLayers(profile), profile.sink_tokens, profile.recent_tokens}].push_back(&profile);
+    --n_done;
   }
-  const std::size_t n_known = profiles.size() - missing.size();
-  for (std::size_t begin = 0; begin < missing.size(); begin += kBatch) {
-    const std::size_t n = std::min(kBatch, missing.size() - begin);
-    ZEROC_RETURN_IF_ERROR(Run(std::span(missing).subspan(begin, n)));
-    if (on_done != nullptr && !on_done(n_known + begin + n)) return Cancelled("calibration was stopped");
+  for (const auto& [common, group] : missing) {
+    for (std::size_t begin = 0; begin < group.size(); begin += kBatch) {
+      const std::size_t n = std::min(kBatch, group.size() - begin);
+      ZEROC_RETURN_IF_ERROR(Run(std::span(group).subspan(begin, n), std::get<0>(common)));
+      n_done += n;
+      if (on_done != nullptr && !on_done(n_done)) return Cancelled("calibration was stopped");
+    }
   }
   std::vector<ProbeResult> results;
   for (const std::string& name : names) {

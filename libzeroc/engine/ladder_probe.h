@@ -1,5 +1,8 @@
 // Runs candidate profiles through the packed engine and measures what they cost on calibration text.
 //
+// Profiles that begin with exact layers share these: they run once for all profiles of a batch. The uncompressed
+// model's logits are kept in score.base_logits_file where that is set.
+//
 // A probe need not be in the plan: maps and folded weights are the same for every profile, so any shapes can be tried
 // on one opened model. Scored as prefill chunks (ScoreOptions::through_decode = false): the visibility rule, and so the
 // result up to rounding, is that of decode. Figures go through the log, so a stopped calibration does not repeat them.
@@ -57,7 +60,7 @@ class LadderProbe {
   std::size_t n_measured() const { return n_measured_; }  // not found in the log
 
  private:
-  Status Run(std::span<const Profile* const> profiles);
+  Status Run(std::span<const Profile* const> profiles, int n_exact_layers);
   std::string LogName(const Profile& profile) const;
 
   Models models_;

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <string>
 
+#include "libzeroc/base/check.h"
 #include "libzeroc/compression/canonical.h"
 #include "libzeroc/engine/base_logits.h"
 #include "libzeroc/engine/sequence_cache.h"
@@ -40,9 +41,13 @@ std::uint64_t CacheBytes(const ScoredMethod& method, int max_tokens) {
   return SequenceKv::BytesNeeded(*method.format, max_tokens, kPrefillChunk);
 }
 
+// What a lane computes: everything, the layers that others share, or those behind them.
+enum class Part { kAll, kTrunk, kBehindTrunk };
+
 // The caches of one method for the windows that run side by side, and the logits of its last step.
 struct Lane {
   ScoredMethod method;
+  Part part = Part::kAll;
   std::unique_ptr<OwnedPool> pool;
   std::vector<SequenceCache> caches;  // [windows of the batch]
   std::vector<float> logits;          // [windows, rows, vocab]
@@ -77,13 +82,19 @@ class TextScorer {
   void KeepOrTakeBase(int first_window, int n_windows, int n_rows, int first_target, Lane& base) const;
   Status ChooseWindows();
   void ScoreRow(std::size_t row, std::size_t target, std::vector<Lane>& lanes, std::span<Divergence> out) const;
-  Status OpenLane(const ScoredMethod& method, int n_windows, Lane* lane) const;
-  Status Prefill(int first_window, int n_windows, Lane& lane) const;
-  Status Feed(int first_window, int n_windows, int begin, int n_new, Lane& lane) const;
+  Status OpenLane(const ScoredMethod& method, int n_windows, Part part, Lane* lane) const;
+  Status Prefill(int first_window, int n_windows, Lane& lane);
+  Status Feed(int first_window, int n_windows, int begin, int n_new, Lane& lane);
+  Status Forward(std::span<const ForwardSequence> sequences, int n_new, int batch_window, int begin, float* logits,
+                 Lane& lane);
+  Status RunTrunk(int first_window, int n_windows, Lane& trunk);
   void Score(int first_window, int n_windows, int n_rows, int first_target, std::vector<Lane>& lanes,
              std::vector<TextScore>& scores) const;
   Status RunBatch(int first_window, int n_windows, std::vector<Lane>& lanes, std::vector<TextScore>& scores,
-                  const std::function<bool(int)>& on_scored) const;
+                  const std::function<bool(int)>& on_scored);
+  float* TrunkRows(int window_of_batch, int index) {
+    return trunk_rows_.data() + (std::ptrdiff_t{window_of_batch} * options_.context + index) * hidden_;
+  }
 
   std::span<const std::int32_t> tokens_;
   std::span<const std::int32_t> token_bytes_;
@@ -92,6 +103,9 @@ class TextScorer {
   std::vector<std::int64_t> begins_;  // [windows] first text token
   std::size_t vocab_ = 0;
   std::unique_ptr<BaseLogits> base_logits_;  // null without a file
+  std::ptrdiff_t hidden_ = 0;
+  std::vector<float> trunk_rows_;  // [windows of the batch, context, hidden]; empty without a trunk
+  std::vector<float> step_rows_;   // of one step
 };
 
 Status TextScorer::Check(const ScoredMethod& base) const {
@@ -126,8 +140,9 @@ Status TextScorer::ChooseWindows() {
   return OkStatus();
 }
 
-Status TextScorer::OpenLane(const ScoredMethod& method, int n_windows, Lane* lane) const {
+Status TextScorer::OpenLane(const ScoredMethod& method, int n_windows, Part part, Lane* lane) const {
   lane->method = method;
+  lane->part = part;
   const int step = std::min(kPrefillChunk, options_.context);
   ZEROC_ASSIGN_OR_RETURN(lane->pool, OpenPool(method, n_windows, options_.context, step));
   const auto rows = static_cast<std::size_t>(options_.through_decode ? 1 : kScoreChunk);
@@ -135,8 +150,27 @@ Status TextScorer::OpenLane(const ScoredMethod& method, int n_windows, Lane* lan
   return OkStatus();
 }
 
+// One step of the lane: n_new tokens of each sequence, which are windows batch_window .. of the batch, from `begin` on.
+Status TextScorer::Forward(std::span<const ForwardSequence> sequences, int n_new, int batch_window, int begin,
+                           float* logits, Lane& lane) {
+  Transformer& model = *lane.method.model;
+  if (lane.part == Part::kAll) return model.Forward(sequences, logits);
+  const std::ptrdiff_t n_values = n_new * hidden_;
+  step_rows_.resize(sequences.size() * static_cast<std::size_t>(n_values));
+  LayerRange layers;
+  (lane.part == Part::kTrunk ? layers.end : layers.begin) = options_.trunk_layers;
+  layers.input = layers.output = step_rows_.data();
+  float* rows = step_rows_.data();
+  if (lane.part == Part::kTrunk) ZEROC_RETURN_IF_ERROR(model.Forward(sequences, logits, nullptr, layers));
+  for (std::size_t i = 0; i < sequences.size(); ++i, rows += n_values) {
+    float* kept = TrunkRows(batch_window + static_cast<int>(i), begin);
+    lane.part == Part::kTrunk ? std::copy_n(rows, n_values, kept) : std::copy_n(kept, n_values, rows);
+  }
+  return lane.part == Part::kTrunk ? OkStatus() : model.Forward(sequences, logits, nullptr, layers);
+}
+
 // Leaves one row of logits per window: the prediction of the first scored target.
-Status TextScorer::Prefill(int first_window, int n_windows, Lane& lane) const {
+Status TextScorer::Prefill(int first_window, int n_windows, Lane& lane) {
   const int n_prefill = options_.context - options_.stride;
   lane.caches.clear();
   std::vector<std::int32_t> input;
@@ -148,8 +182,8 @@ Status TextScorer::Prefill(int first_window, int n_windows, Lane& lane) const {
       input.clear();
       for (int i = begin; i < end; ++i) input.push_back(TokenAt(first_window + w, i));
       const ForwardSequence sequence = cache.Step(input, end == n_prefill ? 1 : 0);
-      ZEROC_RETURN_IF_ERROR(
-          lane.method.model->Forward({&sequence, 1}, lane.logits.data() + static_cast<std::size_t>(w) * vocab_));
+      float* logits = lane.logits.data() + static_cast<std::size_t>(w) * vocab_;
+      ZEROC_RETURN_IF_ERROR(Forward({&sequence, 1}, end - begin, w, begin, logits, lane));
     }
     cache.EndPrompt();
     lane.caches.push_back(std::move(cache));
@@ -158,7 +192,7 @@ Status TextScorer::Prefill(int first_window, int n_windows, Lane& lane) const {
 }
 
 // Feeds tokens [begin, begin + n_new) of every window; logits [windows, n_new, vocab], none for a window's last token.
-Status TextScorer::Feed(int first_window, int n_windows, int begin, int n_new, Lane& lane) const {
+Status TextScorer::Feed(int first_window, int n_windows, int begin, int n_new, Lane& lane) {
   std::vector<std::vector<std::int32_t>> inputs(static_cast<std::size_t>(n_windows));
   std::vector<ForwardSequence> sequences;
   const bool nothing_left = begin + 1 == options_.context;
@@ -167,7 +201,19 @@ Status TextScorer::Feed(int first_window, int n_windows, int begin, int n_new, L
     for (int i = begin; i < begin + n_new; ++i) input.push_back(TokenAt(first_window + w, i));
     sequences.push_back(lane.caches[static_cast<std::size_t>(w)].Step(input, nothing_left ? 0 : n_new));
   }
-  return lane.method.model->Forward(sequences, lane.logits.data());
+  return Forward(sequences, n_new, 0, begin, lane.logits.data(), lane);
+}
+
+// In the very steps that the methods take, so that the rows are theirs to the bit.
+Status TextScorer::RunTrunk(int first_window, int n_windows, Lane& trunk) {
+  ZEROC_RETURN_IF_ERROR(Prefill(first_window, n_windows, trunk));
+  for (int next = options_.context - options_.stride; next < options_.context;) {
+    const int n_new = std::min(kScoreChunk, options_.context - next);
+    ZEROC_RETURN_IF_ERROR(Feed(first_window, n_windows, next, n_new, trunk));
+    next += n_new;
+  }
+  trunk.caches.clear();
+  return OkStatus();
 }
 
 // Row `row` of every lane's logits; lane 0 is the base.
@@ -257,7 +303,7 @@ void TextScorer::Score(int first_window, int n_windows, int n_rows, int first_ta
 }
 
 Status TextScorer::RunBatch(int first_window, int n_windows, std::vector<Lane>& lanes, std::vector<TextScore>& scores,
-                            const std::function<bool(int)>& on_scored) const {
+                            const std::function<bool(int)>& on_scored) {
   const std::span<Lane> computed = std::span(lanes).subspan(base_is_kept() ? 1 : 0);
   for (Lane& lane : computed) ZEROC_RETURN_IF_ERROR(Prefill(first_window, n_windows, lane));
   int next = options_.context - options_.stride;  // the target that the held logits predict, and the token to feed next
@@ -288,12 +334,25 @@ Result<std::vector<TextScore>> TextScorer::Run(const ScoredMethod& base, std::sp
 
   std::uint64_t window_bytes = CacheBytes(base, options_.context);
   for (const ScoredMethod& m : methods) window_bytes += CacheBytes(m, options_.context);
+  if (options_.trunk_layers > 0) window_bytes += CacheBytes(options_.trunk, options_.context);
   const auto fit = static_cast<int>(std::max<std::uint64_t>(1, options_.kv_bytes_max / window_bytes));
   const int batch = std::min({n_windows, std::max(1, options_.batch_windows), fit});
 
   std::vector<Lane> lanes(1 + methods.size());
-  ZEROC_RETURN_IF_ERROR(OpenLane(base, batch, &lanes[0]));
-  for (std::size_t m = 0; m < methods.size(); ++m) ZEROC_RETURN_IF_ERROR(OpenLane(methods[m], batch, &lanes[m + 1]));
+  ZEROC_RETURN_IF_ERROR(OpenLane(base, batch, Part::kAll, &lanes[0]));
+  const bool has_trunk = options_.trunk_layers > 0 && !methods.empty();
+  const Part part = has_trunk ? Part::kBehindTrunk : Part::kAll;
+  for (std::size_t m = 0; m < methods.size(); ++m) {
+    ZEROC_CHECK(!has_trunk || methods[m].model == options_.trunk.model, m);
+    ZEROC_RETURN_IF_ERROR(OpenLane(methods[m], batch, part, &lanes[m + 1]));
+  }
+  Lane trunk;
+  if (has_trunk) {
+    ZEROC_CHECK(!options_.through_decode, options_.trunk_layers);
+    hidden_ = options_.trunk.model->config().hidden_size;
+    trunk_rows_.resize(static_cast<std::size_t>(std::ptrdiff_t{batch} * options_.context * hidden_));
+    ZEROC_RETURN_IF_ERROR(OpenLane(options_.trunk, batch, Part::kTrunk, &trunk));
+  }
 
   std::vector<TextScore> scores(lanes.size());
   const double n_total = static_cast<double>(n_windows) * options_.stride;
@@ -303,7 +362,9 @@ Result<std::vector<TextScore>> TextScorer::Run(const ScoredMethod& base, std::sp
     return progress == nullptr || progress(n_scored / n_total);
   };
   for (int first = 0; first < n_windows; first += batch) {
-    ZEROC_RETURN_IF_ERROR(RunBatch(first, std::min(batch, n_windows - first), lanes, scores, on_scored));
+    const int n = std::min(batch, n_windows - first);
+    if (has_trunk) ZEROC_RETURN_IF_ERROR(RunTrunk(first, n, trunk));
+    ZEROC_RETURN_IF_ERROR(RunBatch(first, n, lanes, scores, on_scored));
   }
   if (base_logits_ != nullptr && !base_logits_->complete()) ZEROC_RETURN_IF_ERROR(base_logits_->Finish());
 

@@ -42,6 +42,10 @@ struct ScoreOptions {
   // A file with the base's logits (BaseLogits): read where it exists, else written. Empty: the base is computed.
   std::string base_logits_file = {};
   ThreadPool* threads = nullptr;  // spreads the comparison of logits; may be the models' own pool. Not owned
+  // The first `trunk_layers` layers of every method (not of the base) compute bit for bit what they do in `trunk`, a
+  // method of the same model: they run once. Only with through_decode = false.
+  ScoredMethod trunk = {};
+  int trunk_layers = 0;
 };
 
 struct TextScore {

@@ -525,7 +525,8 @@ Status Transformer::Impl::Layer(int layer, const Batch& batch, const Batch& quer
   return OkStatus();
 }
 
-Status Transformer::Forward(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer) {
+Status Transformer::Forward(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer,
+                            const LayerRange& layers) {
   Impl& m = *impl_;
   if (sequences.empty()) return OkStatus();
   ZEROC_RETURN_IF_ERROR(m.CheckBatch(sequences));
@@ -535,15 +536,23 @@ Status Transformer::Forward(std::span<const ForwardSequence> sequences, float* l
     const int n_new = static_cast<int>(sequence.tokens.size());
     sequence.kv != nullptr ? sequence.kv->BeginStep(n_new) : sequence.attention->BeginStep(n_new);
   }
-  m.Embed(batch);
+  const int n_layers = static_cast<int>(m.config.n_layers);
+  const int end_layer = layers.end < 0 ? n_layers : layers.end;
+  const std::int64_t n_values = batch.n_rows() * m.config.hidden_size;
+  ZEROC_CHECK(layers.begin >= 0 && layers.begin <= end_layer && end_layer <= n_layers, layers.begin, layers.end);
+  ZEROC_CHECK(batch.sp == nullptr || (layers.begin == 0 && layers.end < 0), layers.begin, layers.end);
+  if (layers.begin == 0) {
+    m.Embed(batch);
+  } else {
+    std::copy_n(layers.input, n_values, m.x.Get(static_cast<std::size_t>(n_values)));
+  }
   // Rows whose logits nobody reads need only keys and values in the last layer, unless somebody looks at all queries.
   const Impl::Batch logit_rows = m.LogitRows(batch);
   const bool all_rows = batch.attends_itself() || (observer != nullptr && observer->WantsProjections());
   ZEROC_CHECK(batch.sp == nullptr || !all_rows);
-  const int n_layers = static_cast<int>(m.config.n_layers);
   Status status;
-  for (int layer = 0; layer < n_layers && status.ok(); ++layer) {
-    const bool last = layer + 1 == n_layers && !all_rows;
+  for (int layer = layers.begin; layer < end_layer && status.ok(); ++layer) {
+    const bool last = layer + 1 == n_layers && layers.end < 0 && !all_rows;
     status = m.Layer(layer, batch, last ? logit_rows : batch, observer);
   }
   if (batch.sp != nullptr && status.ok()) status = batch.sp->Finish();
@@ -551,6 +560,10 @@ Status Transformer::Forward(std::span<const ForwardSequence> sequences, float* l
     sequence.kv != nullptr ? sequence.kv->EndStep() : sequence.attention->EndStep();
   }
   ZEROC_RETURN_IF_ERROR(status);
+  if (layers.end >= 0) {
+    std::copy_n(m.x.data(), n_values, layers.output);
+    return OkStatus();
+  }
   const std::int64_t n_logits = logit_rows.n_rows();
   if (n_logits == 0) return OkStatus();
   if (all_rows) m.KeepRows(batch, logit_rows);

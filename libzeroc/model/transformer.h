@@ -49,6 +49,16 @@ class ForwardObserver {
                              const HeadRows& /*k*/, const HeadRows& /*v*/) {}
 };
 
+// Part of a step: calibration computes the layers that many profiles share once, and each profile's own behind them.
+struct LayerRange {
+  int begin = 0;
+  int end = -1;  // -1: all layers, and the logits
+  // Rows of the residual stream, [rows of the step, hidden_size]: what goes into layer `begin` (not read when that is
+  // 0), and where to leave what would go into layer `end` (not written when that is -1).
+  const float* input = nullptr;
+  float* output = nullptr;
+};
+
 class Transformer {
  public:
   // With a plan, W_V and W_O are folded (exact up to one rounding), without RoPE W_Q and W_K too, and every profile of
@@ -70,8 +80,10 @@ class Transformer {
   // Runs one step of every sequence (BeginStep .. EndStep are done here) and writes logits [sum of n_logits,
   // vocab_size] in sequence order. Ids out of range, and learned positions beyond max_positions, are kInvalidArgument
   // and nothing is changed. A group's step fails when any of its ranks does, with the communicator's status: the logits
-  // and the sequence are then worth nothing.
-  Status Forward(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer = nullptr);
+  // and the sequence are then worth nothing. With a part of the layers, only they touch the sequences' blocks; not for
+  // groups.
+  Status Forward(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer = nullptr,
+                 const LayerRange& layers = {});
 
  private:
   struct Impl;

@@ -33,7 +33,7 @@ class CalibrateCommand : public Command {
         ->option_text("FILE");
     app.add_option("--recall-set", recall_set_, "recall cases (zeroc recall --help); without it recall is not measured")
         ->option_text("FILE");
-    app.add_option("--recall-cases", n_recall_cases_, "cases taken, evenly over the groups; 0: all [40]")
+    app.add_option("--recall-cases", n_recall_cases_, "cases taken, evenly over the groups; 0: all [24]")
         ->check(CLI::Range(0, std::numeric_limits<int>::max()))
         ->option_text("N");
     app.add_option(
@@ -94,7 +94,7 @@ class CalibrateCommand : public Command {
                    "tokens of a window for moments, BOS included; calibrate at the length you serve [4096]")
         ->check(CLI::Range(2, kMost))
         ->option_text("N");
-    app.add_option("--max-windows", options_.max_windows, "calibration windows, evenly over the texts [64]")
+    app.add_option("--max-windows", options_.max_windows, "calibration windows, evenly over the texts [32]")
         ->check(CLI::Range(1, kMost))
         ->option_text("N");
     app.add_option("--score-context", options_.score.context, "tokens of a scored window, BOS included [4096]")
@@ -103,14 +103,14 @@ class CalibrateCommand : public Command {
     app.add_option("--score-stride", options_.score.stride, "tokens scored at the end of each window [2048]")
         ->check(CLI::Range(1, kMost))
         ->option_text("N");
-    app.add_option("--score-windows", options_.score.max_windows, "windows scored; 0: all of the held-out text [8]")
+    app.add_option("--score-windows", options_.score.max_windows, "windows scored; 0: all of the held-out text [6]")
         ->check(CLI::Range(0, kMost))
         ->option_text("N");
   }
 
   void AddLadder(CLI::App& app) {
     app.add_option("--probe-windows", options_.probe_windows,
-                   "windows of --score-context tokens from --text that the ladder is searched on [6]")
+                   "windows of --score-context tokens from --text that the ladder is searched on [2]")
         ->check(CLI::Range(1, 1 << 20))
         ->option_text("N");
     app.add_option("--rungs", options_.ladder.rungs,
@@ -230,7 +230,7 @@ class CalibrateCommand : public Command {
   std::vector<TextSlice> slices_;
   std::string heldout_, recall_set_, out_path_;
   TextSlice heldout_slice_;
-  int n_recall_cases_ = 40;
+  int n_recall_cases_ = 24;
   std::string basis_ = "balanced";
   bool no_hadamard_ = false, no_layer_axis_ = false, no_mass_ = false, no_young_ = false;
   bool no_affine_ = false, no_shared_ = false;
