@@ -19,7 +19,7 @@ namespace {
 constexpr int kChunk = 512;  // tokens per forward step
 constexpr std::int64_t kBaseFileBytesMax = std::int64_t{4} << 30;
 // Where the uncompressed model's logits are kept while a calibration runs, behind partial_path.
-constexpr const char* kBaseFiles[] = {".probe", ".heldout", ".decode"};
+constexpr const char* kBaseFiles[] = {".probe", ".decode"};
 
 class MomentObserver : public ForwardObserver {
  public:
@@ -124,7 +124,7 @@ std::string InputKey(const Checkpoint& checkpoint, const kernels::Ops& ops, std:
         options.score.max_windows, options.basis.min_samples_per_dim, static_cast<int>(options.basis.kind),
         static_cast<int>(options.basis.undo_rotation), ladder.first_probes, ladder.second_probes,
         ladder.shapes.runs_max, static_cast<int>(ladder.shapes.affine), static_cast<int>(ladder.shapes.shared),
-        static_cast<int>(ladder.layer_axis), static_cast<int>(ladder.mass)}) {
+        static_cast<int>(ladder.layer_axis), static_cast<int>(ladder.mass), static_cast<int>(ladder.standard)}) {
     hash.Int(value);
   }
   hash.Int(static_cast<std::int64_t>(ladder.windows.size()));
@@ -182,8 +182,8 @@ class Calibrator {
   Status MakeLadder();
   Status MeetBudgets();
   Result<Profile> MeetBudget(const char* name, double budget_rel, const std::function<Status(double)>& show);
-  Status Measure(const char* stage);
-  ScoreOptions ScoreOf(const WindowedText& text, const char* base_file) const;
+  Status Measure(std::span<Profile> profiles, const ProgressFn& progress);
+  ScoreOptions ScoreOf(ScoreOptions score, std::vector<std::int64_t> begins, const char* base_file) const;
   Status MeasureRecall();
   Status Show(const char* stage, double done) const {
     if (progress_ == nullptr || progress_(stage, done)) return OkStatus();
@@ -204,7 +204,7 @@ class Calibrator {
   std::unique_ptr<CalibrationLog> log_;
   std::unique_ptr<Transformer> plain_, folded_;
   std::shared_ptr<const Plan> maps_;  // the plan without its ladder
-  std::unique_ptr<LadderProbe> probe_, heldout_probe_;
+  std::unique_ptr<LadderProbe> probe_;
   std::unique_ptr<MassTable> masses_;
   std::unique_ptr<LadderBuilder> builder_;
   std::vector<Profile> ladder_;
@@ -264,7 +264,7 @@ Status Calibrator::MakeMaps() {
 // The smallest profile whose promise on the held-out text is within the relative budget: of the measured rungs, then by
 // bisection over the bytes below the smallest of them that is within. The largest profile when none is.
 Result<Profile> Calibrator::MeetBudget(const char* name, double budget_rel, const std::function<Status(double)>& show) {
-  constexpr int kSteps = 4;  // rungs are some 15 % apart: to one byte in a hundred
+  constexpr int kSteps = 3;  // rungs are some 15 % apart: to two bytes in a hundred
   const double budget = budget_rel * (*log_->Find("decode:" + ProfileHash(ladder_[0])))[0];
   std::vector<const Profile*> by_bytes;
   for (const Profile& profile : ladder_) by_bytes.push_back(&profile);
@@ -278,8 +278,8 @@ Result<Profile> Calibrator::MeetBudget(const char* name, double budget_rel, cons
   for (int step = 0; step < kSteps && within != by_bytes.end(); ++step) {
     const double middle = (low + high) / 2;
     ZEROC_ASSIGN_OR_RETURN(Profile profile, builder_->Rung(std::exp(middle)));
-    ZEROC_ASSIGN_OR_RETURN(const std::vector<ProbeResult> result, heldout_probe_->Measure({&profile, 1}, nullptr));
-    const bool fits = Promise(result[0]) <= budget_rel;
+    ZEROC_RETURN_IF_ERROR(Measure({&profile, 1}, nullptr));
+    const bool fits = profile.cost.ppl_increase <= budget;
     if (fits) best = profile;
     (fits ? high : low) = middle;
     ZEROC_RETURN_IF_ERROR(show(static_cast<double>(step + 1) / kSteps));
@@ -306,11 +306,10 @@ Status Calibrator::MeetBudgets() {
 }
 
 // Keeps the base's logits on these windows in a file while that is of a reasonable size.
-ScoreOptions Calibrator::ScoreOf(const WindowedText& text, const char* base_file) const {
-  ScoreOptions score = options_.score;
-  score.window_begins = text.begins;
+ScoreOptions Calibrator::ScoreOf(ScoreOptions score, std::vector<std::int64_t> begins, const char* base_file) const {
   const std::int64_t bytes =
-      4 * std::ssize(text.begins) * score.stride * static_cast<std::int64_t>(checkpoint_->config().vocab_size);
+      4 * std::ssize(begins) * score.stride * static_cast<std::int64_t>(checkpoint_->config().vocab_size);
+  score.window_begins = std::move(begins);
   if (!options_.partial_path.empty() && bytes <= kBaseFileBytesMax) {
     score.base_logits_file = options_.partial_path + base_file;
   }
@@ -320,17 +319,17 @@ ScoreOptions Calibrator::ScoreOf(const WindowedText& text, const char* base_file
 Status Calibrator::MakeLadder() {
   const LadderProbe::Models models{plain_.get(), folded_.get(), maps_};
   WindowedText text = ProbeText(texts_, options_.score.context, options_.probe_windows);
-  ScoreOptions score = ScoreOf(text, kBaseFiles[0]);
+  ScoreOptions score = options_.score;
+  score.stride = std::max(score.stride, score.context * 3 / 4);  // prefilled in any case: a scored token costs little
+  score = ScoreOf(std::move(score), text.begins, kBaseFiles[0]);
   probe_ = std::make_unique<LadderProbe>(models, std::move(text), bos_id_, std::move(score), "probe", *log_);
-  text = {heldout_.tokens, SpreadWindows(static_cast<std::int64_t>(heldout_.tokens.size()), options_.score)};
-  score = ScoreOf(text, kBaseFiles[1]);
-  heldout_probe_ = std::make_unique<LadderProbe>(models, std::move(text), bos_id_, std::move(score), "heldout", *log_);
   if (options_.ladder.mass) {
     ZEROC_ASSIGN_OR_RETURN(masses_, MassTable::Gather(*plain_, probe_->text(), bos_id_, options_.score.context, {}));
   }
   builder_ = std::make_unique<LadderBuilder>(*maps_, *probe_, masses_.get(), options_.ladder, progress_);
   ZEROC_RETURN_IF_ERROR(builder_->ProbeSides());
   ladder_ = StandardLadder(maps_->geometry());
+  if (!options_.ladder.standard) ladder_.resize(1);
   ZEROC_ASSIGN_OR_RETURN(std::vector<Profile> rungs, builder_->Rungs());
   std::move(rungs.begin(), rungs.end(), std::back_inserter(ladder_));
   return OkStatus();
@@ -354,14 +353,15 @@ Status Calibrator::MeasureRecall() {
   return OkStatus();
 }
 
-// Every profile, decode-scored on the held-out text.
-Status Calibrator::Measure(const char* stage) {
-  const ScoreOptions score_options = ScoreOf(heldout_probe_->text(), kBaseFiles[2]);
-  ZEROC_ASSIGN_OR_RETURN(const auto formats, FormatsOf(*folded_, *maps_, ladder_));
+// Fills in what each profile costs, decode-scored on the held-out text.
+Status Calibrator::Measure(std::span<Profile> profiles, const ProgressFn& progress) {
+  const auto n_heldout = static_cast<std::int64_t>(heldout_.tokens.size());
+  const ScoreOptions score_options = ScoreOf(options_.score, SpreadWindows(n_heldout, options_.score), kBaseFiles[1]);
+  ZEROC_ASSIGN_OR_RETURN(const auto formats, FormatsOf(*folded_, *maps_, profiles));
   std::vector<ScoredMethod> methods;
   std::vector<std::size_t> missing;
-  const auto log_name = [&](std::size_t i) { return "decode:" + ProfileHash(ladder_[i]); };
-  for (std::size_t i = 0; i < ladder_.size(); ++i) {
+  const auto log_name = [&](std::size_t i) { return "decode:" + ProfileHash(profiles[i]); };
+  for (std::size_t i = 0; i < profiles.size(); ++i) {
     ScoredMethod& method = methods.emplace_back();
     method.model = folded_.get();
     method.format = formats[i];
@@ -380,17 +380,19 @@ Status Calibrator::Measure(const char* stage) {
     const double n = static_cast<double>(missing.size());
     ZEROC_ASSIGN_OR_RETURN(
         const std::vector<TextScore> scores,
-        ScoreText(heldout_.tokens, heldout_.token_bytes, bos_id_, base, batch, score_options,
-                  Stage(progress_, stage, static_cast<double>(begin) / n, static_cast<double>(end) / n)));
+        ScoreText(heldout_.tokens, heldout_.token_bytes, bos_id_, base, batch, score_options, [&](double done) {
+          const double share = (static_cast<double>(begin) + done * static_cast<double>(end - begin)) / n;
+          return progress == nullptr || progress(share);
+        }));
     for (std::size_t i = begin; i < end; ++i) {
       const TextScore& score = scores[i - begin + 1];
       ZEROC_RETURN_IF_ERROR(log_->Add(log_name(missing[i]), {scores[0].ppl, score.ppl - scores[0].ppl, score.kl}));
     }
   }
-  for (std::size_t i = 0; i < ladder_.size(); ++i) {
+  for (std::size_t i = 0; i < profiles.size(); ++i) {
     const std::vector<double>& figures = *log_->Find(log_name(i));
-    ladder_[i].cost = MeasuredCost(figures[0], figures[1], figures[2], std::nullopt);
-    ladder_[i].cost.kv_bytes_per_token = KvBytesPerToken(ladder_[i], maps_->geometry(), kCostContext);
+    profiles[i].cost = MeasuredCost(figures[0], figures[1], figures[2], std::nullopt);
+    profiles[i].cost.kv_bytes_per_token = KvBytesPerToken(profiles[i], maps_->geometry(), kCostContext);
   }
   return OkStatus();
 }
@@ -405,9 +407,8 @@ Result<Plan> Calibrator::Run() {
   ZEROC_RETURN_IF_ERROR(MakeMaps());
   ZEROC_ASSIGN_OR_RETURN(folded_, Transformer::Open(checkpoint_, maps_, ops_, threads_));
   ZEROC_RETURN_IF_ERROR(MakeLadder());
-  ZEROC_RETURN_IF_ERROR(Measure("measure"));
+  ZEROC_RETURN_IF_ERROR(Measure(ladder_, Stage(progress_, "measure", 0, 1)));
   ZEROC_RETURN_IF_ERROR(MeetBudgets());
-  ZEROC_RETURN_IF_ERROR(Measure("measure budgets"));
   ZEROC_RETURN_IF_ERROR(MeasureRecall());
   PlanContents contents = maps_->contents();
   contents.ppl_base = (*log_->Find("decode:" + ProfileHash(ladder_[0])))[0];

@@ -33,6 +33,7 @@ struct CalibrationOptions {
   // is what +0.1 is at perplexity 5.5).
   double budget = 0.1;
   double budget_rel = 0.018;
+  // Of held-out windows; probes score the last three quarters of theirs.
   ScoreOptions score{.context = 4096, .stride = 2048, .max_windows = 6};  // held-out windows are spread over the text
   std::uint64_t seed = 0;                                                 // recorded; nothing is random
   // Results of the stages are kept in this file (and the maps in the same name + ".maps") until the plan is complete,
@@ -40,8 +41,8 @@ struct CalibrationOptions {
   std::string partial_path;
 };
 
-// Stage names for progress: "moments", "bases", "probe", "rungs", "measure", "budget", "measure budgets", "recall"; done
-// in [0, 1] within the stage.
+// Stage names for progress: "moments", "bases", "probe", "rungs", "measure", "budget", "recall"; done in [0, 1] within
+// the stage.
 using CalibrationProgress = std::function<bool(const char* stage, double done)>;
 
 // kInvalidArgument: a text too short for one window; kDataLoss: the model computes NaN; errors of SolveLayer and

@@ -15,7 +15,7 @@
 namespace zeroc {
 namespace {
 
-constexpr std::string_view kHeader = "zeroc-calibration 1 ";
+constexpr std::string_view kHeader = "zeroc-calibration 2 ";
 constexpr std::uintmax_t kMaxBytes = std::uintmax_t{64} << 20;
 
 // Shortest decimal that reads back as the same number.

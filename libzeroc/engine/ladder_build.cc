@@ -300,13 +300,14 @@ Result<std::vector<Profile>> LadderBuilder::Rungs() {
   std::sort(bits.begin(), bits.end(), std::greater<>());
   std::vector<Profile> all(bits.size());
   std::size_t n_done = 0;
-  for (const std::size_t begin : {std::size_t{0}, std::size_t{1}}) {
+  for (const bool all_windows : {true, false}) {
     std::map<double, WindowChoice> chosen;
-    for (std::size_t i = begin; i < bits.size(); i += 2) {
+    for (std::size_t i = 0; i < bits.size(); ++i) {
+      if ((i % 2 == 0 || i + 1 == bits.size()) != all_windows) continue;
       const double bytes_max = bits[i] * elements / 8;
       WindowChoice& choice = chosen[bytes_max];
       ZEROC_ASSIGN_OR_RETURN(
-          all[i], begin == 0 ? BestOfAll(bytes_max, &choice) : Best(bytes_max, WindowsFor(bytes_max), &choice));
+          all[i], all_windows ? BestOfAll(bytes_max, &choice) : Best(bytes_max, WindowsFor(bytes_max), &choice));
       all[i].name = NameOf(bits[i]);
       const double done = static_cast<double>(++n_done) / static_cast<double>(bits.size());
       if (progress_ != nullptr && !progress_("rungs", done)) return Cancelled("calibration was stopped");

@@ -47,7 +47,7 @@ struct LadderOptions {
   // One rung each: at most this many bits per element, everything counted at kCostContext tokens.
   std::vector<double> rungs = {6, 5, 4, 3.5, 3, 2.5, 2.25, 2, 1.75, 1.5, 1.25};
   int first_probes = 6;   // shapes measured per side over the whole range
-  int second_probes = 6;  // and of those that are best by the model fitted to the first
+  int second_probes = 8;  // and of those that are best by the model fitted to the first
   ShapeLimits shapes;
   // Windows to choose from; probes use the first. The best one is tried with `sinks` too.
   std::vector<WindowChoice> windows = {{64, {}},
@@ -60,6 +60,7 @@ struct LadderOptions {
   std::vector<int> sinks = {0};
   bool layer_axis = true;  // false: every layer has the same two shapes
   bool mass = true;        // correct the softmax mass of packed keys
+  bool standard = true;    // beside the rungs and bf16, the profiles of one width
 };
 
 // Stage names as CalibrationProgress: "probe", "rungs".
@@ -88,8 +89,8 @@ class LadderBuilder {
   // is so small. Of the windows, those are tried that the nearest rungs have, all of them before Rungs().
   Result<Profile> Rung(double bytes_max);
 
-  // All of options.rungs, by falling bytes; a rung that would repeat its neighbour is left out. Every choice of windows is
-  // tried at every other rung, and their choices at those between.
+  // All of options.rungs, by falling bytes; a rung that would repeat its neighbour is left out. Every choice of windows
+  // is tried at every other rung and the last, and their choices at those between.
   Result<std::vector<Profile>> Rungs();
 
   // What was measured, after ProbeSides.

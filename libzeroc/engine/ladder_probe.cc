@@ -165,17 +165,4 @@ Result<std::vector<ProbeResult>> LadderProbe::Measure(std::span<const Profile> p
   return results;
 }
 
-Result<double> LadderProbe::BasePerplexity() {
-  const std::string name = log_prefix_ + ":base";
-  if (log_.Find(name) == nullptr) {
-    ScoredMethod base;
-    base.model = models_.plain;
-    ZEROC_ASSIGN_OR_RETURN(base.format, models_.plain->Format("none"));
-    ZEROC_ASSIGN_OR_RETURN(const std::vector<TextScore> scores,
-                           ScoreText(text_.tokens, token_bytes_, bos_id_, base, {}, score_));
-    ZEROC_RETURN_IF_ERROR(log_.Add(name, {scores[0].ppl}));
-  }
-  return (*log_.Find(name))[0];
-}
-
 }  // namespace zeroc

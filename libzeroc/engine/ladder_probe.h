@@ -53,9 +53,6 @@ class LadderProbe {
   Result<std::vector<ProbeResult>> Measure(std::span<const Profile> profiles,
                                            const std::function<bool(std::size_t)>& on_done);
 
-  // Of the uncompressed model on the same windows.
-  Result<double> BasePerplexity();
-
   const WindowedText& text() const { return text_; }
   std::size_t n_measured() const { return n_measured_; }  // not found in the log
 

@@ -142,6 +142,7 @@ class CalibrateCommand : public Command {
         ->group(kGroup);
     app.add_flag("--no-layer-axis", no_layer_axis_, "the same two shapes in every layer")->group(kGroup);
     app.add_flag("--no-mass", no_mass_, "no correction of the softmax mass of packed keys")->group(kGroup);
+    app.add_flag("--no-standard", no_standard_, "no profiles of one width beside bf16 and the rungs")->group(kGroup);
     app.add_flag("--no-young", no_young_, "no young tiers: a block is exact, then packed once")->group(kGroup);
     app.add_flag("--no-affine", no_affine_, "shared scales only")->group(kGroup);
     app.add_flag("--no-shared", no_shared_, "affine scales only")->group(kGroup);
@@ -169,6 +170,7 @@ class CalibrateCommand : public Command {
     }
     ladder.layer_axis = !no_layer_axis_;
     ladder.mass = !no_mass_;
+    ladder.standard = !no_standard_;
     ladder.shapes.affine = !no_affine_;
     ladder.shapes.shared = !no_shared_;
     if (recent_ >= 0) ladder.windows = {WindowChoice{recent_, {}}};
@@ -233,6 +235,7 @@ class CalibrateCommand : public Command {
   int n_recall_cases_ = 24;
   std::string basis_ = "balanced";
   bool no_hadamard_ = false, no_layer_axis_ = false, no_mass_ = false, no_young_ = false;
+  bool no_standard_ = false;
   bool no_affine_ = false, no_shared_ = false;
   int recent_ = -1, sink_ = -1;
 };
