@@ -92,24 +92,28 @@ PrefillEngine::PrefillEngine(Transformer& model, BlockPool& pool, const Options&
 
 PrefillEngine::~PrefillEngine() = default;
 
-Result<PrefillJobId> PrefillEngine::Submit(PrefillJob job) {
-  ZEROC_CHECK(job.listener != nullptr && (job.format != nullptr || job.into != nullptr));
-  const auto max_positions = static_cast<std::size_t>(model_.config().max_positions);
+Status CheckPrefillJob(const PrefillJob& job, const ModelConfig& config) {
+  const auto max_positions = static_cast<std::size_t>(config.max_positions);
   if (job.tokens.empty() || job.tokens.size() > max_positions) {
     return InvalidArgument("a prompt of " + std::to_string(job.tokens.size()) + " tokens; the model takes 1 to " +
                            std::to_string(max_positions));
   }
   for (const std::int32_t id : job.tokens) {
-    if (id < 0 || id >= model_.config().vocab_size) {
-      return InvalidArgument("token id " + std::to_string(id) + " is not in [0, " +
-                             std::to_string(model_.config().vocab_size) + ")");
+    if (id < 0 || id >= config.vocab_size) {
+      return InvalidArgument("token id " + std::to_string(id) + " is not in [0, " + std::to_string(config.vocab_size) +
+                             ")");
     }
   }
   if (job.n_streamed < 0 || static_cast<std::size_t>(job.n_streamed) >= job.tokens.size()) {
     return InvalidArgument("n_streamed " + std::to_string(job.n_streamed) + " leaves nothing of a prompt of " +
                            std::to_string(job.tokens.size()) + " tokens");
   }
-  ZEROC_RETURN_IF_ERROR(job.sampling.Validate(model_.config().vocab_size, job.n_streamed));
+  return job.sampling.Validate(config.vocab_size, job.n_streamed);
+}
+
+Result<PrefillJobId> PrefillEngine::Submit(PrefillJob job) {
+  ZEROC_CHECK(job.listener != nullptr && (job.format != nullptr || job.into != nullptr));
+  ZEROC_RETURN_IF_ERROR(CheckPrefillJob(job, model_.config()));
   if (n_waiting() >= options_.queue_max) {
     return ResourceExhausted("prefill queue: " + std::to_string(options_.queue_max) + " prompts wait already");
   }

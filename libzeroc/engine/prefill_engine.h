@@ -65,6 +65,9 @@ struct PrefillJob {
   SequenceKv* into = nullptr;
 };
 
+// kInvalidArgument naming what the model cannot compute: the number of tokens, an id, n_streamed, the sampling.
+Status CheckPrefillJob(const PrefillJob& job, const ModelConfig& config);
+
 class PrefillEngine {
  public:
   struct Options {

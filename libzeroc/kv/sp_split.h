@@ -2,8 +2,9 @@
 // which tokens, and which blocks it must hold of the others'.
 //
 // Zigzag: the prompt is cut at block borders into 2 P chunks of about equal length, and rank r owns the chunks r and
-// 2 P - 1 - r, so that all ranks have the same causal work. Rank 0 owns the prompt's end. Plain values, the same on
-// every rank; any thread.
+// 2 P - 1 - r, so that all ranks have the same causal work. Rank 0 owns the prompt's end, always; with fewer blocks
+// than chunks the prompt's beginning may be another rank's, and ranks may have nothing. Plain values, the same on every
+// rank; any thread.
 #pragma once
 
 #include <vector>

@@ -284,7 +284,7 @@ TEST(SequenceParallel, BytesAreThoseOfTheFormula) {
       for (const SpScheme scheme : {SpScheme::kAllGather, SpScheme::kRing, SpScheme::kUlysses, SpScheme::kUlysses8}) {
         if (n_ranks == 2 && (scheme == SpScheme::kRing || profile != "tiered")) continue;
         const Outcome many = models.Ranks(n_ranks, scheme, profile, ids);
-        const SpBytes want = PredictSpBytes(scheme, *format, shape.n_heads, 2048, n_ranks, 2);
+        const SpBytes want = PredictSpBytes(scheme, *format, shape.n_heads, 2048, n_ranks, 2, true);
         SpBytes mean;
         for (const SpBytes& sent : many.sent) {
           mean.blocks += sent.blocks / n_ranks;
@@ -353,9 +353,9 @@ TEST(SequenceParallel, PackedBlocksOfALongPromptAreFourAndAHalfTimesSmaller) {
         sum_packed += packed[rank];
         sum_exact += exact[rank];
       }
-      const double want = PredictSpBytes(scheme, *q3, 8, 32768, n_ranks, 2).total();
+      const double want = PredictSpBytes(scheme, *q3, 8, 32768, n_ranks, 2, true).total();
       EXPECT_NEAR(sum_packed / n_ranks, want, want * 0.02);
-      const double want_exact = PredictSpBytes(scheme, *bf16, 8, 32768, n_ranks, 2).total();
+      const double want_exact = PredictSpBytes(scheme, *bf16, 8, 32768, n_ranks, 2, true).total();
       EXPECT_NEAR(sum_exact / n_ranks, want_exact, want_exact * 0.02);
     }
   }

@@ -65,7 +65,8 @@ std::int64_t OutputRowBytes(SpScheme scheme, int head_dim, int act_bytes) {
   return QueryRowBytes(scheme, head_dim, act_bytes) + 4;
 }
 
-SpBytes PredictSpBytes(SpScheme scheme, const KvFormat& format, int n_heads, int n_tokens, int n_ranks, int act_bytes) {
+SpBytes PredictSpBytes(SpScheme scheme, const KvFormat& format, int n_heads, int n_tokens, int n_ranks, int act_bytes,
+                       bool all_logits) {
   ZEROC_CHECK(scheme != SpScheme::kAuto && n_ranks >= 1);
   const double n = n_tokens, p = n_ranks;
   const double n_lasting = format.packs ? CountLastingBlocks(format, n_tokens) * kernels::kBlockTokens : n;
@@ -93,7 +94,8 @@ SpBytes PredictSpBytes(SpScheme scheme, const KvFormat& format, int n_heads, int
     bytes.blocks = (p - 1) * n_lasting / p * block / kernels::kBlockTokens;
     return bytes;
   }
-  const double moved = (p - 1) / p * format.n_layers * n / p * n_heads;
+  const int n_query_layers = all_logits ? format.n_layers : format.n_layers - 1;
+  const double moved = (p - 1) / p * n_query_layers * n / p * n_heads;
   const double copies = std::max<double>(format.n_kv_heads, p) / format.n_kv_heads;
   bytes.blocks = (p - 1) / p * n_lasting / p * copies * heads / kernels::kBlockTokens;
   bytes.queries = moved * static_cast<double>(QueryRowBytes(scheme, format.head_dim, act_bytes));
@@ -105,7 +107,7 @@ SpScheme ResolveSpScheme(SpScheme scheme, const KvFormat& format, int n_heads, i
                          int act_bytes) {
   if (scheme != SpScheme::kAuto) return scheme;
   const auto total = [&](SpScheme of) {
-    return PredictSpBytes(of, format, n_heads, n_tokens, n_ranks, act_bytes).total();
+    return PredictSpBytes(of, format, n_heads, n_tokens, n_ranks, act_bytes, /*all_logits=*/false).total();
   };
   return total(SpScheme::kUlysses) < total(SpScheme::kAllGather) ? SpScheme::kUlysses : SpScheme::kAllGather;
 }

@@ -46,12 +46,15 @@ struct SpBytes {
 // The mean over the ranks, by formula: with B the lasting bytes of a token (all layers), N tokens, P ranks, H query
 // heads and G KV heads
 //   allgather, ring  (P - 1) N / P B
-//   ulysses          (P - 1) / P N / P [H (query + output) + max(G, P) / G B]
+//   ulysses          (P - 1) / P N / P [H (query + output), in all layers, + max(G, P) / G B]
 // and, where something is packed, for each of the 2 P - 2 borders between two ranks' chunks the exact window and the
-// young tiers, sent once, and the sinks of rank 0 to the others. act_bytes: of an activation on the wire, 2 or 4.
-SpBytes PredictSpBytes(SpScheme scheme, const KvFormat& format, int n_heads, int n_tokens, int n_ranks, int act_bytes);
+// young tiers, sent once, and the sinks from the owner of the prompt's first block to the others. act_bytes: of an
+// activation on the wire, 2 or 4. all_logits: of every token; else, as for a prompt that is served, the last layer has
+// no queries but the last token's, and next to the others moves none.
+SpBytes PredictSpBytes(SpScheme scheme, const KvFormat& format, int n_heads, int n_tokens, int n_ranks, int act_bytes,
+                       bool all_logits);
 
-// Anything but kAuto stays as it is.
+// For a prompt that is served. Anything but kAuto stays as it is.
 SpScheme ResolveSpScheme(SpScheme scheme, const KvFormat& format, int n_heads, int n_tokens, int n_ranks,
                          int act_bytes);
 

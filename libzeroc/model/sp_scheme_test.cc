@@ -50,7 +50,7 @@ TEST(SpScheme, EveryQueryHeadHasOneRank) {
 TEST(SpScheme, BytesOfALlama8B) {
   const auto bf16 = Format(16, 32, 8, 128);
   const auto mb = [&](SpScheme scheme, const KvFormat& format, int n_ranks) {
-    return PredictSpBytes(scheme, format, 32, 32768, n_ranks, 2).total() / 1e6;
+    return PredictSpBytes(scheme, format, 32, 32768, n_ranks, 2, true).total() / 1e6;
   };
   EXPECT_NEAR(mb(SpScheme::kAllGather, *bf16, 2), 67.1, 0.05);
   EXPECT_NEAR(mb(SpScheme::kRing, *bf16, 4), 100.7, 0.05);
@@ -68,7 +68,7 @@ TEST(SpScheme, AutoTakesTheFewerBytes) {
   const auto choose = [](const KvFormat& format, int n_heads, int n_ranks) {
     return ResolveSpScheme(SpScheme::kAuto, format, n_heads, 32768, n_ranks, 2);
   };
-  const auto gqa = Format(16, 32, 8, 128), mha = Format(16, 32, 32, 128), packed = Format(3, 32, 8, 128);
+  const auto gqa = Format(16, 32, 8, 128, 32), mha = Format(16, 32, 32, 128, 32), packed = Format(3, 32, 8, 128, 32);
   EXPECT_EQ(choose(*gqa, 32, 4), SpScheme::kAllGather);  // P G < H + max(G, P): P < 5
   EXPECT_EQ(choose(*gqa, 32, 6), SpScheme::kUlysses);
   EXPECT_EQ(choose(*mha, 32, 4), SpScheme::kUlysses);

@@ -117,6 +117,7 @@ struct Metrics::Families {
   Gauges prefill_backlog = MakeGauge("zeroc_prefill_backlog_tokens", "Prompt tokens queued and in work.");
 
   Counters kv_bytes = MakeCounter("zeroc_kv_bytes_total", "Prompt KV bytes: as bf16, resident packed, sent.");
+  Counters sp_bytes = MakeCounter("zeroc_sp_bytes_total", "Bytes sent to other ranks of a prefill group.");
   Histograms kv_ratio = MakeHistogram("zeroc_kv_compression_ratio", "KV bytes raw / wire per request.", RatioBuckets());
   Histograms kv_transfer =
       MakeHistogram("zeroc_kv_transfer_seconds", "First to last KV byte per request.", TransferBuckets());
@@ -179,6 +180,9 @@ void Metrics::SetPrefillBacklog(double tokens) { families_->prefill_backlog.Get(
 
 void Metrics::AddKvBytes(std::string_view stage, std::uint64_t bytes) {
   families_->kv_bytes.Get({{"stage", std::string(stage)}}).Increment(static_cast<double>(bytes));
+}
+void Metrics::AddSpBytes(std::string_view scheme, std::uint64_t bytes) {
+  families_->sp_bytes.Get({{"scheme", std::string(scheme)}}).Increment(static_cast<double>(bytes));
 }
 void Metrics::ObserveKvCompressionRatio(double ratio) { families_->kv_ratio.Get().Observe(ratio); }
 void Metrics::ObserveKvTransfer(double seconds) { families_->kv_transfer.Get().Observe(seconds); }

@@ -40,11 +40,12 @@ class Metrics {
   void SetPrefillBacklog(double tokens);  // prompt tokens queued and in work
 
   // ---- keys and values ----
-  void AddKvBytes(std::string_view stage, std::uint64_t bytes);  // raw, packed, wire
-  void ObserveKvCompressionRatio(double ratio);                  // raw / wire of one request
-  void ObserveKvTransfer(double seconds);                        // first byte to last byte of one request
-  void SetKvBlocks(std::string_view state, double n);            // free, leased, resident, quarantine, ..
-  void CountLeaseExpired(int n = 1);                             // n = 0: as CountRetry
+  void AddKvBytes(std::string_view stage, std::uint64_t bytes);   // raw, packed, wire
+  void AddSpBytes(std::string_view scheme, std::uint64_t bytes);  // to other ranks of a prefill group
+  void ObserveKvCompressionRatio(double ratio);                   // raw / wire of one request
+  void ObserveKvTransfer(double seconds);                         // first byte to last byte of one request
+  void SetKvBlocks(std::string_view state, double n);             // free, leased, resident, quarantine, ..
+  void CountLeaseExpired(int n = 1);                              // n = 0: as CountRetry
   void CountChecksumFailure(int n = 1);
 
   // ---- the shared meanings, by vLLM's names ----

@@ -19,6 +19,7 @@ void TouchEverything(Metrics& m) {
   m.SetRoutersRegistered(2);
   m.SetPrefillBacklog(100);
   m.AddKvBytes("raw", 10);
+  m.AddSpBytes("allgather", 7);
   m.ObserveKvCompressionRatio(4);
   m.ObserveKvTransfer(0.2);
   m.SetKvBlocks("free", 3);
@@ -64,6 +65,7 @@ TEST(Metrics, EveryMetricOfTheDesignIsThere) {
   const std::set<std::string> expected{"zeroc_request_jct_seconds",
                                        "zeroc_jct_phase_seconds",
                                        "zeroc_kv_bytes_total",
+                                       "zeroc_sp_bytes_total",
                                        "zeroc_kv_compression_ratio",
                                        "zeroc_kv_transfer_seconds",
                                        "zeroc_policy_decisions_total",

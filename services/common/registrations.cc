@@ -28,7 +28,7 @@ std::string WithoutFinalDot(const std::string& host) {
 
 }  // namespace
 
-Result<std::vector<HostPort>> ParseRouters(std::string_view text) {
+Result<std::vector<HostPort>> ParseHostPorts(std::string_view text) {
   std::vector<HostPort> routers;
   for (std::size_t begin = 0; begin <= text.size();) {
     const std::size_t comma = std::min(text.find(',', begin), text.size());

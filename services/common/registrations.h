@@ -22,7 +22,7 @@
 namespace zeroc {
 
 // "host:port" or several of them with commas between.
-Result<std::vector<HostPort>> ParseRouters(std::string_view text);
+Result<std::vector<HostPort>> ParseHostPorts(std::string_view text);
 
 // The addresses of a host as "a.b.c.d:port" or "[v6]:port", sorted. Where it has addresses of both families only those
 // of IPv4 count: the same router must not be registered with twice. Blocks for as long as the resolver's time-outs.

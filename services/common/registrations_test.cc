@@ -197,12 +197,12 @@ TEST_F(RegistrationsTest, AResolverThatHangsDoesNotHoldUpTheEnd) {
 }
 
 TEST(Routers, AreReadFromOneSetting) {
-  const Result<std::vector<HostPort>> two = ParseRouters("router-0.zeroc:9000,127.0.0.1:9001");
+  const Result<std::vector<HostPort>> two = ParseHostPorts("router-0.zeroc:9000,127.0.0.1:9001");
   ASSERT_TRUE(two.ok()) << two.status().ToString();
   ASSERT_EQ(two->size(), 2U);
   EXPECT_EQ((*two)[0].host, "router-0.zeroc");
   EXPECT_EQ((*two)[1].port, 9001);
-  for (const char* bad : {"", "a:1,", ",a:1", "a:1,b", "a:1,b:70000"}) EXPECT_FALSE(ParseRouters(bad).ok()) << bad;
+  for (const char* bad : {"", "a:1,", ",a:1", "a:1,b", "a:1,b:70000"}) EXPECT_FALSE(ParseHostPorts(bad).ok()) << bad;
 }
 
 TEST(Routers, NamesBecomeAddressesOfOneFamily) {

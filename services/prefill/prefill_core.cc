@@ -21,6 +21,20 @@ std::string ConnectionKey(const v1::Lease& lease) {
          std::to_string(lease.arena_base());
 }
 
+// Of the listed blocks, those that a rank writes.
+std::uint32_t CountBlocks(const BlockTable& table, const SpSplit& split, int rank) {
+  std::uint32_t n = 0;
+  for (const BlockRange& range : split.Blocks(rank)) {
+    n += static_cast<std::uint32_t>(std::max(0, range.end - std::max(range.begin, table.n_present())));
+  }
+  n *= static_cast<std::uint32_t>(table.n_layers());
+  const bool has_first = rank == split.OwnerOf(0);
+  for (int layer = 0; has_first && layer < table.n_layers(); ++layer) {
+    if (table.layer(layer).blocks.sink.valid()) ++n;
+  }
+  return n;
+}
+
 }  // namespace
 
 // --- start and end ---
@@ -44,9 +58,22 @@ Status PrefillCore::Open(const TransportFactory& transport) {
   }
   engine_ = std::make_unique<PrefillEngine>(
       model_.model(), *pool_, PrefillEngine::Options{options_.chunk_tokens, options_.queue_max}, cache_.get());
+  member_ = std::make_unique<GroupMember>(transport);
+  if (!options_.group.followers.empty()) {
+    metrics_.AddSpBytes(SpSchemeName(SpScheme::kAllGather), 0);  // on the page from now on
+    ZEROC_ASSIGN_OR_RETURN(std::unique_ptr<CommPort> port, CommPort::Open(transport, {}));
+    group_ = std::make_unique<PrefillGroup>(options_.group, options_.name, model_.fingerprint(), model_.plan_id(),
+                                            std::move(port));
+  }
   engine_thread_ = std::make_unique<EngineThread>("prefill", [this] {
-    const bool busy = engine_->Step(PrefillNowNs());
-    if (busy) metrics_.ObserveIterationTokens(engine_->last_step_tokens());
+    // Shares and everything else take turns while there is both.
+    bool busy = !share_had_turn_ && StepShare();
+    share_had_turn_ = busy;
+    if (!busy && engine_->Step(PrefillNowNs())) {
+      metrics_.ObserveIterationTokens(engine_->last_step_tokens());
+      busy = true;
+    }
+    if (!busy) busy = StepShare();
     PublishUsage();
     return busy;
   });
@@ -57,7 +84,11 @@ Status PrefillCore::Open(const TransportFactory& transport) {
 
 PrefillCore::~PrefillCore() {
   timers_.reset();
+  // The engine's thread may be waiting for other ranks.
+  if (group_ != nullptr) group_->Stop();
+  if (member_ != nullptr) member_->Stop();
   if (engine_thread_ != nullptr) engine_thread_->Stop();  // what the transport still posts is dropped
+  shares_.clear();                                        // and their communicators, before the ports
 }
 
 void PrefillCore::ScheduleTick() {
@@ -76,14 +107,17 @@ void PrefillCore::PublishUsage() {
   const BlockPool::Usage now = pool_->usage();
   bytes_used_ = now.bytes_used;
   blocks_used_ = now.n_blocks_used;
-  n_waiting_ = engine_->n_queued();
-  waiting_tokens_ = engine_->waiting_tokens();
+  n_waiting_ = engine_->n_queued() + static_cast<int>(shares_.size());
+  std::int64_t share_tokens = 0;
+  for (const Share& share : shares_) share_tokens += std::ssize(share.job.tokens) / share.place.n_ranks;
+  waiting_tokens_ = engine_->waiting_tokens() + share_tokens;
   if (cache_ != nullptr) hints_.Publish(*cache_, PrefixCache::Use::kResume, options_.chunk_tokens);
 }
 
 // --- Run ---
 
-Result<PrefillCore::RequestPtr> PrefillCore::MakeRequest(const v1::PrefillRequest& request, Sink sink) const {
+Result<PrefillCore::RequestPtr> PrefillCore::MakeRequest(const v1::PrefillRequest& request, Sink sink,
+                                                         const Place& place) const {
   if (draining_) return Unavailable("the prefill worker is stopping");
   ZEROC_ASSIGN_OR_RETURN(const std::shared_ptr<const KvFormat> format,
                          model_.FormatFor(request.model_fingerprint(), request.plan_id(), request.profile()));
@@ -113,7 +147,9 @@ Result<PrefillCore::RequestPtr> PrefillCore::MakeRequest(const v1::PrefillReques
   }
   ZEROC_RETURN_IF_ERROR(table.CheckPlaces(request.lease().arena_bytes()));
   ZEROC_ASSIGN_OR_RETURN(SamplingParams sampling, SamplingFromProto(request.sampling()));
-  const Sender::Share share{0, 1, table.n_blocks()};
+  const SpSplit split(table.n_prompt_tokens(), place.n_ranks);
+  const Sender::Share share{static_cast<std::uint16_t>(place.rank), static_cast<std::uint16_t>(place.n_ranks),
+                            CountBlocks(table, split, place.rank)};
   const LeaseKey lease{request.lease().lease_id(), request.lease().generation()};
   Sender::Options options = options_.sender;
   if (request.lease().expiry_ms() > 0 && request.lease().expiry_ms() < 86'400'000) {
@@ -127,6 +163,8 @@ Result<PrefillCore::RequestPtr> PrefillCore::MakeRequest(const v1::PrefillReques
   made->sampling = std::move(sampling);
   made->n_prompt_tokens = request.token_ids_size();
   made->arrived_ns = PrefillNowNs();
+  made->rank = place.rank;
+  made->n_ranks = place.n_ranks;
   return made;
 }
 
@@ -156,14 +194,8 @@ Status PrefillCore::Connect(const v1::PrefillRequest& request, const RequestPtr&
   return OkStatus();
 }
 
-void PrefillCore::Run(const v1::PrefillRequest& request, Sink sink, std::int64_t deadline_ns) {
-  Result<RequestPtr> made = MakeRequest(request, sink);
-  if (!made.ok()) return sink->End(made.status());
-  const RequestPtr added = *made;
-  Connection connection;
-  if (Status status = Connect(request, added, &connection); !status.ok()) return sink->End(status);
-  if (connection.up) OnPeerUp(connection.peer, connection.info);
-
+PrefillJob PrefillCore::JobOf(const v1::PrefillRequest& request, const RequestPtr& added,
+                              std::int64_t deadline_ns) const {
   PrefillJob job;
   job.tokens = IdsFromProto(request.token_ids());
   job.sampling = added->sampling;
@@ -172,6 +204,28 @@ void PrefillCore::Run(const v1::PrefillRequest& request, Sink sink, std::int64_t
   job.n_streamed = static_cast<int>(request.n_streamed());
   job.priority = request.priority();
   job.deadline_ns = deadline_ns;
+  return job;
+}
+
+void PrefillCore::Run(const v1::PrefillRequest& request, Sink sink, std::int64_t deadline_ns) {
+  const bool shared = request.sp_ranks() > 1;
+  Place place;
+  SpOptions options;
+  if (shared) {
+    Result<SpOptions> made = OptionsForLeader(request);
+    if (!made.ok()) return sink->End(made.status());
+    options = *made;
+    place.n_ranks = group_->size();
+  }
+  Result<RequestPtr> made = MakeRequest(request, sink, place);
+  if (!made.ok()) return sink->End(made.status());
+  const RequestPtr added = *made;
+  Connection connection;
+  if (Status status = Connect(request, added, &connection); !status.ok()) return sink->End(status);
+  if (connection.up) OnPeerUp(connection.peer, connection.info);
+
+  PrefillJob job = JobOf(request, added, deadline_ns);
+  if (shared) return AddShare({added, std::move(job), options, place, request, 0, nullptr});
   const bool posted =
       engine_thread_->Post([this, added, job = std::move(job)]() mutable { SubmitOnEngine(added, std::move(job)); });
   if (!posted) Cancel(added->key, Unavailable("the prefill worker is stopping"));
@@ -191,6 +245,7 @@ void PrefillCore::OnLocalDone(const RequestPtr& request) {
   engine_thread_->Post([this, request] {
     request->released = true;
     if (request->submitted) engine_->Release(request->job);
+    request->shared.reset();
     PublishUsage();
   });
 }
@@ -319,6 +374,7 @@ void PrefillCore::FillLoad(v1::WorkerLoad* load) const {
   load->set_running(static_cast<std::uint32_t>(all - std::min<std::size_t>(all, static_cast<std::size_t>(waiting))));
   load->set_waiting_tokens(static_cast<std::uint64_t>(std::max<std::int64_t>(0, waiting_tokens_)));
   load->set_draining(draining_);
+  load->set_sp_ranks(group_ == nullptr ? 1 : static_cast<std::uint32_t>(group_->ready_ranks()));
   hints_.FillLoad(load);
 }
 
@@ -341,7 +397,9 @@ void PrefillCore::UpdateGauges(Metrics& metrics) const {
 std::string PrefillCore::Describe() const {
   return "kv_memory_mib=" + std::to_string(memory_bytes_ >> 20) +
          " chunk_tokens=" + std::to_string(options_.chunk_tokens) + " queue_max=" + std::to_string(options_.queue_max) +
-         " prefix_cache_share=" + std::to_string(options_.prefix_cache_share);
+         " prefix_cache_share=" + std::to_string(options_.prefix_cache_share) +
+         " group_ranks=" + std::to_string(group_ == nullptr ? 1 : group_->size()) +
+         " sp_scheme=" + std::string(SpSchemeName(options_.group.scheme));
 }
 
 }  // namespace zeroc

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <memory>
 #include <span>
@@ -24,6 +25,7 @@
 #include "libzeroc/handoff/sender.h"
 #include "services/common/metrics.h"
 #include "services/common/timer_thread.h"
+#include "services/prefill/prefill_group.h"
 #include "services/worker/event_sink.h"
 #include "services/worker/prefix_hints.h"
 #include "services/worker/worker.h"
@@ -40,6 +42,8 @@ class PrefillCore final : private TransportListener {
     int queue_max = 64;
     double prefix_cache_share = 1.0;  // of kv_bytes; 0: no prefix cache
     Sender::Options sender;
+    std::string name = "prefill";  // for messages of a prefill group
+    PrefillGroupOptions group;     // that this worker leads
   };
   using Key = std::pair<std::string, std::uint32_t>;  // request id, attempt
   using Sink = std::shared_ptr<EventSink<v1::PrefillEvent>>;
@@ -52,6 +56,13 @@ class PrefillCore final : private TransportListener {
   // Events and the end go to `sink`, refusals too. A prompt that is not computed by deadline_ns (monotonic; 0: none) is
   // dropped.
   void Run(const v1::PrefillRequest& request, Sink sink, std::int64_t deadline_ns = 0);
+  // Another leader's calls (PrefillGroup): this worker as a rank of its group.
+  Status JoinGroup(const v1::JoinGroupRequest& request, v1::JoinGroupResponse* response);
+  void ServeGroup(const v1::ServeGroupRequest& request, const GroupMember::Sink& sink);
+  void LeaveGroup(std::uint64_t epoch, const Status& why) { member_->Leave(epoch, why); }
+  Status RunShare(const v1::ShareRequest& request);
+  PrefillGroup* group() { return group_.get(); }  // that this worker leads; perhaps none
+
   // Unknown requests are fine.
   void Cancel(const Key& key, const Status& why);
 
@@ -70,6 +81,19 @@ class PrefillCore final : private TransportListener {
  private:
   struct Request;
   using RequestPtr = std::shared_ptr<Request>;
+  struct Place {
+    int rank = 0, n_ranks = 1;
+  };
+  // A prompt that several ranks compute, waiting for its turn here.
+  struct Share {
+    RequestPtr request;
+    PrefillJob job;
+    SpOptions options;
+    Place place;
+    v1::PrefillRequest for_followers;  // the leader's
+    std::uint64_t epoch = 0;           // a follower's, with its communicator
+    std::shared_ptr<Communicator> comm;
+  };
   struct Connection {
     PeerId peer = PeerId::kNone;
     bool up = false;
@@ -89,7 +113,12 @@ class PrefillCore final : private TransportListener {
   void OnProtocolError(PeerId peer, const Status& status) override;
   void OnPeerFailure(PeerId peer, const Status& status) override;
 
-  Result<RequestPtr> MakeRequest(const v1::PrefillRequest& request, Sink sink) const;
+  Result<RequestPtr> MakeRequest(const v1::PrefillRequest& request, Sink sink, const Place& place) const;
+  PrefillJob JobOf(const v1::PrefillRequest& request, const RequestPtr& added, std::int64_t deadline_ns) const;
+  Result<SpOptions> OptionsForLeader(const v1::PrefillRequest& request) const;
+  void AddShare(Share share);
+  bool StepShare();
+  void EndShare(const Status& status);
   Status Connect(const v1::PrefillRequest& request, const RequestPtr& added, Connection* connection);
   void SubmitOnEngine(const RequestPtr& request, PrefillJob job);
   void ForgetConnection(PeerId peer);
@@ -113,6 +142,10 @@ class PrefillCore final : private TransportListener {
   std::unique_ptr<BlockPool> pool_;        // engine thread
   std::unique_ptr<PrefixCache> cache_;     // engine thread; perhaps none
   std::unique_ptr<PrefillEngine> engine_;  // engine thread
+  std::deque<Share> shares_;               // engine thread
+  bool share_had_turn_ = false;            // engine thread: the last step was a share's
+  std::unique_ptr<PrefillGroup> group_;  // they outlive the engine's thread, which waits inside of their communicators
+  std::unique_ptr<GroupMember> member_;
   std::unique_ptr<EngineThread> engine_thread_;
   std::unique_ptr<TimerThread> timers_;
 

@@ -68,12 +68,21 @@ v1::PrefillEvent PrefillCore::Request::Done() {
   done->set_wire_hidden_seconds(Seconds(wire_hidden_ns));
   done->mutable_kv_bytes()->set_raw(core.model_.RawKvBytes(n_prompt_tokens));
   done->mutable_kv_bytes()->set_packed(sender.remote().n_bytes() + sender.remote().n_present_bytes());
-  done->mutable_kv_bytes()->set_wire(stats.bytes_posted);
+  // Decode has acknowledged all ranks' commits: together they have sent every block of the lease.
+  done->mutable_kv_bytes()->set_wire(n_ranks > 1 && stats.bytes_posted > 0 ? sender.remote().n_bytes()
+                                                                           : stats.bytes_posted);
   done->set_transport(transport);
+  if (n_ranks > 1) {
+    done->set_sp_ranks(static_cast<std::uint32_t>(n_ranks));
+    done->set_sp_scheme(sp_scheme);
+    done->set_sp_bytes(sp_bytes);
+  }
   Metrics& metrics = core.metrics_;
-  metrics.AddKvBytes("raw", done->kv_bytes().raw());
-  metrics.AddKvBytes("packed", done->kv_bytes().packed());
-  metrics.AddKvBytes("wire", done->kv_bytes().wire());
+  if (rank == 0) {  // the prompt is one, however many ranks it has
+    metrics.AddKvBytes("raw", done->kv_bytes().raw());
+    metrics.AddKvBytes("packed", done->kv_bytes().packed());
+  }
+  metrics.AddKvBytes("wire", stats.bytes_posted);
   if (stats.n_writes > 0) metrics.ObserveKvTransfer(done->wire_seconds());
   return event;
 }
@@ -83,12 +92,12 @@ v1::PrefillEvent PrefillCore::Request::Done() {
 void PrefillCore::Request::OnStarted(int n_cached) {
   MutexLock lock(mu);
   n_cached_tokens = n_cached;
-  if (core.cache_ != nullptr) {
+  if (core.cache_ != nullptr && n_ranks == 1) {
     core.metrics_.AddPrefixCacheLookup(static_cast<std::uint64_t>(n_prompt_tokens),
                                        static_cast<std::uint64_t>(n_cached));
   }
   started_ns = PrefillNowNs();
-  core.metrics_.ObserveQueueTime(Seconds(started_ns - arrived_ns));
+  if (rank == 0) core.metrics_.ObserveQueueTime(Seconds(started_ns - arrived_ns));
 }
 
 void PrefillCore::Request::OnBlocksReady(const SequenceKv& kv, const ReadyBlocks& blocks) {
@@ -102,6 +111,10 @@ void PrefillCore::Request::OnBlocksReady(const SequenceKv& kv, const ReadyBlocks
 void PrefillCore::Request::OnFirstToken(const SequenceKv&, const SampledToken& token) {
   MutexLock lock(mu);
   computed_ns = PrefillNowNs();
+  if (shared != nullptr) {
+    sp_bytes = static_cast<std::uint64_t>(shared->sent().total());
+    core.metrics_.AddSpBytes(sp_scheme, sp_bytes);
+  }
   wire_hidden_ns = sender.WireNs(computed_ns);
   FinishReason reason;
   const bool ends = EndsRequest(sampling, core.model_.config().eos_ids, token, 1, &reason);

@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "libzeroc/engine/shared_prefill.h"
 #include "services/prefill/prefill_core.h"
 
 namespace zeroc {
@@ -21,6 +22,7 @@ struct PrefillCore::Request final : PrefillListener, std::enable_shared_from_thi
   std::string decode_worker;
   SamplingParams sampling;
   int n_prompt_tokens = 0;
+  int rank = 0, n_ranks = 1;
   // Set under core.mu_, once.
   PeerId peer = PeerId::kNone;
   std::shared_ptr<std::atomic<std::int64_t>> link_progress_ns;
@@ -35,7 +37,11 @@ struct PrefillCore::Request final : PrefillListener, std::enable_shared_from_thi
   std::int64_t computed_ns ZEROC_GUARDED_BY(mu) = 0;
   std::int64_t wire_hidden_ns ZEROC_GUARDED_BY(mu) = 0;  // of the wire's time, until computed_ns
 
+  std::string sp_scheme ZEROC_GUARDED_BY(mu);  // of a prompt that several ranks compute
+  std::uint64_t sp_bytes ZEROC_GUARDED_BY(mu) = 0;
+
   // Engine thread.
+  std::unique_ptr<SharedPrefill> shared;  // of such a prompt
   bool submitted = false;
   bool released = false;
   PrefillJobId job{};
@@ -48,6 +54,11 @@ struct PrefillCore::Request final : PrefillListener, std::enable_shared_from_thi
   }
   void Do(SenderActions actions) ZEROC_REQUIRES(mu);
   v1::PrefillEvent Done() ZEROC_REQUIRES(mu);
+  // Cancelled, or its transfer failed.
+  bool Unwanted() {
+    MutexLock lock(mu);
+    return sender.stopping();
+  }
 
   void OnStarted(int n_cached_tokens) override;
   void OnBlocksReady(const SequenceKv& kv, const ReadyBlocks& blocks) override;

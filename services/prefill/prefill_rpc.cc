@@ -33,7 +33,35 @@ class PrefillRpc final : public v1::Prefill::CallbackService {
     return reactor;
   }
 
+  grpc::ServerUnaryReactor* JoinGroup(grpc::CallbackServerContext* context, const v1::JoinGroupRequest* request,
+                                      v1::JoinGroupResponse* response) override {
+    return Answer(context, core_.JoinGroup(*request, response));
+  }
+
+  grpc::ServerWriteReactor<v1::GroupEvent>* ServeGroup(grpc::CallbackServerContext*,
+                                                       const v1::ServeGroupRequest* request) override {
+    using Stream = EventStream<v1::GroupEvent>;
+    auto stream = std::make_shared<Stream>();
+    auto* reactor = new Stream::Reactor(stream, [this, epoch = request->epoch()] {
+      core_.LeaveGroup(epoch, Unavailable("the leader of the prefill group has gone"));
+    });
+    core_.ServeGroup(*request, stream);
+    stream->Attach(reactor);
+    return reactor;
+  }
+
+  grpc::ServerUnaryReactor* RunShare(grpc::CallbackServerContext* context, const v1::ShareRequest* request,
+                                     v1::ShareResponse*) override {
+    return Answer(context, core_.RunShare(*request));
+  }
+
  private:
+  static grpc::ServerUnaryReactor* Answer(grpc::CallbackServerContext* context, const Status& status) {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    reactor->Finish(ToGrpc(status));
+    return reactor;
+  }
+
   PrefillCore& core_;
 };
 

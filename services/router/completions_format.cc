@@ -53,7 +53,8 @@ Json ZerocJson(const v1::Started& started, const v1::RequestStats& stats) {
           {"transport", stats.transport()},
           {"prefill_worker", stats.prefill_worker()},
           {"decode_worker", stats.decode_worker()},
-          {"attempts", stats.attempts()}};
+          {"attempts", stats.attempts()},
+          {"sp_ranks", stats.sp_ranks()}};
 }
 
 // OpenAI's way to write a token that is no whole text, so that no two of them look the same.

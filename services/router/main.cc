@@ -43,6 +43,7 @@ FlowConfig MakeFlowConfig(const RouterOptions& options, const ServedModel& model
   config.adaptive = options.adaptive_profiles;
   config.local_prefill_tokens = static_cast<std::uint32_t>(options.local_prefill_tokens);
   config.local_prefill_queue = milliseconds(options.local_prefill_queue_ms);
+  config.sp_min_tokens = static_cast<std::uint32_t>(options.sp_min_tokens);
   return config;
 }
 

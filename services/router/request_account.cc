@@ -37,6 +37,7 @@ v1::RequestStats RequestFlow::Stats() const {
     stats.set_wire_hidden_share(std::clamp(transfer.wire_hidden_seconds() / transfer.wire_seconds(), 0.0, 1.0));
   }
   stats.set_transport(transfer.transport());
+  stats.set_sp_ranks(attempt_->sp_ranks);
   stats.set_prefill_worker(attempt_->prefill_worker.name());
   stats.set_decode_worker(attempt_->decode_worker.name());
   if (attempt_->plan().local_prefill) {

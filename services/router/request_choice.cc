@@ -195,6 +195,11 @@ Result<RequestFlow::AttemptPtr> RequestFlow::NewAttempt() {
   if (!decision->local_prefill) {
     ZEROC_ASSIGN_OR_RETURN(attempt->prefill_worker,
                            context_.pool.PickPrefill(choice(Role::kPrefill, decision->prefill)));
+    // Long prompts take all ranks of a group; one that a prefill worker has failed already takes the simplest way.
+    const std::uint32_t sp_min_tokens = context_.config.sp_min_tokens;
+    if (sp_min_tokens > 0 && n_prompt >= sp_min_tokens && avoided_prefill_.empty()) {
+      attempt->sp_ranks = attempt->prefill_worker.sp_ranks();
+    }
   }
   ZEROC_ASSIGN_OR_RETURN(attempt->decode_worker, context_.pool.PickDecode(choice(Role::kDecode, decision->decode)));
   if (attempt->prefill_worker.name() == decision->prefill)
@@ -225,7 +230,7 @@ void RequestFlow::SendStarted() {
             " decode_cached_tokens=" + std::to_string(attempt_->n_expected_at_decode);
   }
   LogInfo(line + " prefill_worker=" + attempt_->prefill_worker.name() +
-          " decode_worker=" + attempt_->decode_worker.name());
+          " decode_worker=" + attempt_->decode_worker.name() + " sp_ranks=" + std::to_string(attempt_->sp_ranks));
   v1::Started started;
   started.set_request_id(id());
   started.set_prompt_tokens(static_cast<std::uint32_t>(prompt_ids_.size()));

@@ -58,6 +58,8 @@ struct FlowConfig {
   std::uint32_t local_prefill_tokens = 0;
   std::uint32_t local_prefill_overload_factor = 16;
   std::chrono::milliseconds local_prefill_queue{1'000};
+  // Prompts of at least so many tokens are computed by all ranks of a prefill group; 0: none.
+  std::uint32_t sp_min_tokens = 2'048;
 };
 
 // Shared by all flows and outlives them.

@@ -30,6 +30,7 @@ struct RouterOptions {
   bool adaptive_profiles = true;
   std::int64_t local_prefill_tokens = 128;
   std::int64_t local_prefill_queue_ms = 1'000;
+  std::int64_t sp_min_tokens = 2'048;
   double audit_share = 0.01;
   std::int64_t audit_window_tokens = 20'000;
 

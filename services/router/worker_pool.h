@@ -113,6 +113,7 @@ class WorkerPool::Ref {
   explicit operator bool() const { return pool_ != nullptr; }
   const std::string& name() const { return name_; }
   WorkerConnection& connection() const { return *connection_; }
+  std::uint32_t sp_ranks() const { return sp_ranks_; }  // of its prefill group when it was chosen; 1 without
 
  private:
   friend class WorkerPool;
@@ -120,6 +121,7 @@ class WorkerPool::Ref {
   WorkerId id_ = WorkerId::kNone;
   std::uint64_t ref_ = 0;
   std::uint64_t n_tokens_ = 0;
+  std::uint32_t sp_ranks_ = 1;
   std::string name_;
   std::shared_ptr<WorkerConnection> connection_;
 };

@@ -117,7 +117,7 @@ Result<Addresses> CheckUsage(const WorkerOptions& options) {
   ZEROC_ASSIGN_OR_RETURN(addresses.grpc, ParseHostPort(options.grpc_listen));
   ZEROC_RETURN_IF_ERROR(ParseHostPort(options.http_listen).status());
   if (!options.router.empty()) {
-    ZEROC_ASSIGN_OR_RETURN(addresses.routers, ParseRouters(options.router));
+    ZEROC_ASSIGN_OR_RETURN(addresses.routers, ParseHostPorts(options.router));
   }
   addresses.advertised_host = options.advertise.empty() ? addresses.grpc.host : options.advertise;
   const bool any = addresses.advertised_host == "0.0.0.0" || addresses.advertised_host == "::";

@@ -1,0 +1,227 @@
+#!/usr/bin/env python3
+"""One prompt on one prefill rank and on two: seconds, their ratio, and the bytes between the ranks, for every scheme,
+packed and bf16, on this machine alone or over a link of stated bandwidth. Standard library only; --rates needs root.
+
+    bench/sp.py [--model DIR].. [--tokens 8000] [--schemes allgather,ulysses] [--profiles q3,bf16] [--rounds 3]
+                [--rates none,10G,1G] [--json FILE]
+
+Each rank is a process with one compute thread, pinned to a core of its own. One and two ranks take turns, prompt by
+prompt, in the same processes: the router that asks for two ranks is another one. A time is from the start of the
+prompt's computation to its first token; a ratio is the median of the rounds' ratios. At a rate router, decode and
+leader run in one network namespace, the follower in another, and everything goes over UCX's TCP; at `none`, over
+whatever UCX chooses on one host. Wants an otherwise idle machine. Exit code 0; 1 when something failed; 2 for bad
+usage.
+"""
+
+import argparse
+import contextlib
+import http.client
+import itertools
+import json
+import os
+import pathlib
+import random
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "e2e"))
+
+from cluster import BIN_DIR, MODEL_DIR, START_S, Process, listen_flags, parse_metrics, wait_until  # noqa: E402
+from shaped_pair import LinkError, ShapedPair, check_rights  # noqa: E402
+from zeroc_cli import machine, machine_line, table  # noqa: E402
+
+UNITS = {"M": 10**6, "G": 10**9}
+HOME, AWAY = 0, 1
+REQUEST_S = 600
+ONE, TWO = 0, 1  # routers: that asks for one rank, for both
+KV_MIB = 1024
+
+
+class Failed(Exception):
+    pass
+
+
+class Program(Process):
+    """One of our programs on one side of the link (or on none), on given cores."""
+
+    def __init__(self, pair, side, cores, program, args, log_dir):
+        self.program, self.log_path = program, pathlib.Path(log_dir) / f"{program}-{time.monotonic_ns()}.log"
+        enter = pair.enter(side) if pair else []
+        env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        with open(self.log_path, "wb") as log:
+            self.popen = subprocess.Popen([*enter, "taskset", "-c", cores, BIN_DIR / program, *map(str, args)],
+                                          cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=log,
+                                          stderr=subprocess.STDOUT, start_new_session=True)
+
+
+class Group:
+    """Two routers, decode, a leader and a follower."""
+
+    def __init__(self, pair, model, scheme, log_dir):
+        self.pair, self.model, self.scheme, self.log_dir = pair, model, scheme, log_dir
+        self.processes = []
+        cores = sorted(os.sched_getaffinity(0))
+        self.first, self.second, self.all = str(cores[0]), str(cores[-1]), ",".join(map(str, cores))
+
+    def host(self, side):
+        return self.pair.addresses[side] if self.pair else "127.0.0.1"
+
+    def start(self, program, side, cores, port, *args):
+        listen = [x.replace("127.0.0.1", self.host(side)) for x in listen_flags(port, port + 1)]
+        if program != "zeroc-router":
+            network = []
+            if self.pair:
+                network = ["--transport-tls", "tcp", "--transport-net-devices", self.pair.devices[side]]
+            args = [*args, "--kv-memory-mib", KV_MIB, "--threads", 1, "--prefix-cache", "false", *network]
+        self.processes.append((Program(self.pair, side, cores, program, ["--model", self.model, *listen, *args],
+                                       self.log_dir), side, port + 1))
+
+    def __enter__(self):
+        try:
+            base = 9100 if self.pair else random.randrange(20000, 30000, 20)
+            self.routers = [base, base + 2]
+            routers = ",".join(f"{self.host(HOME)}:{port}" for port in self.routers)
+            for port, tokens in zip(self.routers, (0, 1)):
+                self.start("zeroc-router", HOME, self.all, port, "--sp-min-tokens", tokens,
+                           "--local-prefill-tokens", 0, "--audit-share", 0, "--adaptive-profiles", "false")
+            self.start("zeroc-decode", HOME, self.all, base + 4, "--router", routers)
+            self.start("zeroc-prefill", HOME, self.first, base + 6, "--router", routers, "--sp-scheme", self.scheme,
+                       "--sp-followers", f"{self.host(AWAY)}:{base + 8}", "--sp-patience-ms", 120000)
+            self.start("zeroc-prefill", AWAY, self.second, base + 8)
+            for process, side, port in reversed(self.processes):
+                wait_until(lambda p=process, s=side, at=port: self.ready(p, s, at), START_S,
+                           f"{process.program} is ready")
+            leader = self.processes[3][0]
+            wait_until(lambda: "prefill group formed" in leader.log(), START_S, "the group is formed")
+            time.sleep(2.5)  # a heartbeat tells the routers
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def ask(self, side, port, method, path, body=None, timeout_s=REQUEST_S):
+        connection = http.client.HTTPConnection(self.host(side), port, timeout=timeout_s)
+        try:
+            with self.pair.inside(side) if self.pair else contextlib.nullcontext():
+                connection.connect()
+            connection.request(method, path, body=body, headers={"Content-Type": "application/json"})
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        finally:
+            connection.close()
+
+    def ready(self, process, side, port):
+        if process.popen.poll() is not None:
+            raise Failed(f"{process.program} ended with {process.popen.returncode}")
+        try:
+            return self.ask(side, port, "GET", "/readyz", timeout_s=5)[0] == 200
+        except OSError:
+            return False
+
+    def sp_bytes(self):
+        """What each rank has sent so far."""
+        pages = [parse_metrics(self.ask(side, port, "GET", "/metrics")[1]) for _, side, port in self.processes[3:]]
+        return [sum(value for name, _, value in page if name == "zeroc_sp_bytes_total") for page in pages]
+
+    def sp_bytes_since(self, before):
+        """Mean over the ranks, once both have counted a prompt: the follower may end after the answer."""
+        def counted():
+            sent = [now - then for now, then in zip(self.sp_bytes(), before, strict=True)]
+            return sent if min(sent) > 0 else None
+        return statistics.mean(wait_until(counted, START_S, "both ranks have counted what they sent"))
+
+    def prefill(self, router, ids, profile):
+        """The answer's `zeroc` object."""
+        body = {"model": pathlib.Path(self.model).name, "prompt": ids, "max_tokens": 1, "temperature": 0,
+                "ignore_eos": True, "profile": profile}
+        status, text = self.ask(HOME, self.routers[router] + 1, "POST", "/v1/completions", json.dumps(body))
+        if status != 200:
+            raise Failed(f"/v1/completions answered {status}: {text[:500]}")
+        answer = json.loads(text)["zeroc"]
+        if answer["sp_ranks"] != router + 1 or answer["attempts"] != 1:
+            raise Failed(f"not what was asked for: {answer}")
+        return answer
+
+    def __exit__(self, exc_type, exc, traceback):
+        for process, *_ in self.processes:
+            if process.popen.poll() is None:
+                process.popen.terminate()
+        for process, *_ in self.processes:
+            process.end()
+        if exc_type is not None and exc_type is not KeyboardInterrupt:
+            for process, *_ in self.processes:
+                print(f"--- {process.program}\n{process.log()[-2000:]}", file=sys.stderr)
+
+
+def measure(options, model, pair, rate, scheme, log_dir):
+    rows = []
+    vocab = json.loads((pathlib.Path(model) / "config.json").read_text())["vocab_size"]
+    draw = random.Random(1)
+    with Group(pair, model, scheme, log_dir) as group:
+        for profile in options.profiles.split(","):
+            seconds = {ONE: [], TWO: []}
+            for round_idx in range(options.rounds + 1):
+                ids = [draw.randrange(10, min(vocab, 4000)) for _ in range(options.tokens)]
+                for router in (ONE, TWO):
+                    before = group.sp_bytes()
+                    answer = group.prefill(router, ids, profile)
+                    if round_idx > 0:  # the first one warms up
+                        seconds[router].append(answer["phases"]["prefill"])
+                n_bytes = group.sp_bytes_since(before)
+            ratios = sorted(one / two for one, two in zip(seconds[ONE], seconds[TWO], strict=True))
+            rows.append({"model": pathlib.Path(model).name, "rate": rate, "scheme": scheme, "profile": profile,
+                         "tokens": options.tokens, "seconds_1": seconds[ONE], "seconds_2": seconds[TWO],
+                         "ratio": statistics.median(ratios), "ratio_min": ratios[0], "ratio_max": ratios[-1],
+                         "bytes_per_rank": n_bytes})
+            print(f"{rows[-1]['model']} {rate} {scheme} {profile}: {rows[-1]['ratio']:.2f}x", file=sys.stderr)
+    return rows
+
+
+def show(rows):
+    head = ["model", "link", "scheme", "profile", "1 rank, s", "2 ranks, s", "ratio (least, greatest)", "MB per rank"]
+    return table(head, [[r["model"], r["rate"], r["scheme"], r["profile"], f"{statistics.median(r['seconds_1']):.3f}",
+                         f"{statistics.median(r['seconds_2']):.3f}",
+                         f"{r['ratio']:.2f} ({r['ratio_min']:.2f}, {r['ratio_max']:.2f})",
+                         f"{r['bytes_per_rank'] / 1e6:.2f}"] for r in rows])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", help="default: the bundled one")
+    parser.add_argument("--tokens", type=int, default=8000)
+    parser.add_argument("--schemes", default="allgather,ulysses")
+    parser.add_argument("--profiles", default="q3,bf16")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rates", default="none", help="bits per second, as 1G; none: no shaped link")
+    parser.add_argument("--json")
+    options = parser.parse_args()
+    facts = machine()
+    rows = []
+    try:
+        with tempfile.TemporaryDirectory(prefix="zeroc-sp-") as log_dir:
+            for model, rate, scheme in itertools.product(options.model or [str(MODEL_DIR)], options.rates.split(","),
+                                                         options.schemes.split(",")):
+                if rate == "none":
+                    rows += measure(options, model, None, rate, scheme, log_dir)
+                    continue
+                check_rights()
+                with ShapedPair() as pair:
+                    pair.shape(int(float(rate[:-1]) * UNITS[rate[-1]]))
+                    rows += measure(options, model, pair, rate, scheme, log_dir)
+    except (Failed, LinkError, AssertionError) as error:
+        print(f"sp.py: {error}", file=sys.stderr)
+        return 1
+    print(f"{machine_line(facts)}\n\n    {shlex.join(['bench/sp.py', *sys.argv[1:]])}\n")
+    print("\n".join(show(rows)))
+    if options.json:
+        pathlib.Path(options.json).write_text(json.dumps({"machine": facts, "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
