@@ -79,7 +79,7 @@ void Attempt::StartPrefill(OnEvent<v1::PrefillEvent> on_event, StreamDone done) 
   prefill.set_model_fingerprint(plan_.model_fingerprint);
   prefill.set_priority(plan_.priority);
   prefill.set_n_cached_tokens(n_cached_at_decode_);
-  prefill.set_sp_ranks(sp_ranks);
+  prefill.set_sp_ranks(prefill_worker.n_ranks());
   *prefill.mutable_lease() = *lease_;
   prefill.set_decode_worker(decode_worker.name());
   prefill_call_ = prefill_worker.connection().Prefill(prefill, plan_.deadline, std::move(on_event), std::move(done));

@@ -54,7 +54,6 @@ class Attempt {
   std::uint32_t n_expected_at_decode = 0;
   WorkerPool::Ref decode_worker;
   WorkerPool::Ref prefill_worker;  // none when local
-  std::uint32_t sp_ranks = 1;      // of its group that compute the prompt
 
   // Never cancelled: a grant that crossed with the cancel would be lost until it expires.
   void Reserve(Deadline deadline, UnaryDone<v1::ReserveResponse> done);

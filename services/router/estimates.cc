@@ -50,14 +50,16 @@ typename Map::mapped_type& Estimates::Touch(Map& map, const typename Map::key_ty
 
 void Estimates::AddTransfer(const Transfer& t) {
   MutexLock lock(mu_);
+  const std::uint32_t n_ranks = std::max<std::uint32_t>(1, t.n_ranks);
   if (t.n_tokens > 0) {
-    for (Prefill* prefill : {&Touch(prefills_, t.prefill), &any_prefill_}) {
-      prefill->seconds.Add(static_cast<double>(t.n_tokens), t.prefill_seconds);
+    for (Prefill* prefill :
+         {&Touch(prefills_, {t.prefill, n_ranks}), &Touch(prefills_, {t.prefill, kAnyRanks}), &any_prefill_}) {
+      prefill->seconds.Add(static_cast<double>(t.n_tokens) / n_ranks, t.prefill_seconds);
     }
   }
   if (t.wire_bytes < kWireBytesMin || !(t.wire_seconds > 0)) return;
   const double could_hide = std::min(t.wire_seconds, t.prefill_seconds);
-  for (Pair* pair : {&Touch(pairs_, {t.prefill, t.decode}), &any_pair_}) {
+  for (Pair* pair : {&Touch(pairs_, {t.prefill, n_ranks, t.decode}), &any_pair_}) {
     pair->seconds.Add(static_cast<double>(t.wire_bytes), t.wire_seconds);
     if (could_hide > 0) pair->hidden.Add(could_hide, std::clamp(t.hidden_seconds, 0.0, could_hide));
   }
@@ -78,21 +80,27 @@ void Estimates::AddOutputLength(std::uint64_t n_tokens) {
   output_.Add(1, static_cast<double>(n_tokens));
 }
 
-std::optional<LinkView> Estimates::Link(const std::string& prefill, const std::string& decode) const {
+std::optional<LinkView> Estimates::Link(const std::string& prefill, const std::string& decode,
+                                        std::uint32_t n_ranks) const {
   MutexLock lock(mu_);
-  const auto found = pairs_.find({prefill, decode});
+  const auto found = pairs_.find({prefill, n_ranks, decode});
   const Pair& pair = found != pairs_.end() && found->second.seconds.n() >= kPointsMin ? found->second : any_pair_;
   if (pair.seconds.n() < kPointsMin) return std::nullopt;
   return LinkView{pair.seconds.Fit(), std::clamp(pair.hidden.Ratio(), 0.0, 1.0)};
 }
 
-std::optional<Line> Estimates::PrefillSeconds(const std::string& prefill) const {
+std::optional<Line> Estimates::PrefillSeconds(const std::string& prefill, std::uint32_t n_ranks) const {
   MutexLock lock(mu_);
-  const auto found = prefills_.find(prefill);
-  const Prefill& entry =
-      found != prefills_.end() && found->second.seconds.n() >= kPointsMin ? found->second : any_prefill_;
-  if (entry.seconds.n() < kPointsMin) return std::nullopt;
-  return entry.seconds.Fit();
+  const Prefill* entry = &any_prefill_;
+  for (const std::uint32_t measured_with : {n_ranks, kAnyRanks}) {
+    const auto found = prefills_.find({prefill, measured_with});
+    if (found == prefills_.end() || found->second.seconds.n() < kPointsMin) continue;
+    entry = &found->second;
+    break;
+  }
+  if (entry->seconds.n() < kPointsMin) return std::nullopt;
+  const Line of_a_rank = entry->seconds.Fit();
+  return Line{of_a_rank.base, of_a_rank.slope / n_ranks};
 }
 
 std::optional<Line> Estimates::TokenSeconds(const std::string& decode) const {

@@ -8,6 +8,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "libzeroc/base/mutex.h"
@@ -43,11 +44,12 @@ class Estimates {
 
   struct Transfer {
     std::string prefill, decode;  // names
-    std::uint64_t n_tokens = 0;   // computed
+    std::uint64_t n_tokens = 0;   // computed, by all ranks
     double prefill_seconds = 0;
     std::uint64_t wire_bytes = 0;
     double wire_seconds = 0;    // something was under way
     double hidden_seconds = 0;  // .. while prefill computed
+    std::uint32_t n_ranks = 1;  // of the worker's group, that computed and sent together
   };
   void AddTransfer(const Transfer& transfer);
   // decode_seconds: from admission to the last token, n_tokens of them. kv_bytes: of the prompt, resident.
@@ -55,8 +57,10 @@ class Estimates {
   void AddOutputLength(std::uint64_t n_tokens);
 
   // A pair that was never measured is taken to be like the average of all.
-  std::optional<LinkView> Link(const std::string& prefill, const std::string& decode) const;
-  std::optional<Line> PrefillSeconds(const std::string& prefill) const;
+  std::optional<LinkView> Link(const std::string& prefill, const std::string& decode, std::uint32_t n_ranks = 1) const;
+  // By tokens that n_ranks compute together. What was never measured with so many ranks is taken to share the work
+  // evenly, as the worker itself does with other numbers of ranks, else as all workers do.
+  std::optional<Line> PrefillSeconds(const std::string& prefill, std::uint32_t n_ranks = 1) const;
   std::optional<Line> TokenSeconds(const std::string& decode) const;
   std::optional<double> RequestDecodeSeconds(const std::string& decode) const;
   // The usual length of answers, at most max_tokens; max_tokens while nothing is known.
@@ -69,9 +73,10 @@ class Estimates {
     std::uint64_t touched = 0;
   };
   struct Prefill {
-    LineEstimate seconds{LineEstimate::Flat::kProportional};
+    LineEstimate seconds{LineEstimate::Flat::kProportional};  // by tokens of a rank
     std::uint64_t touched = 0;
   };
+  static constexpr std::uint32_t kAnyRanks = 0;
   struct Decode {
     LineEstimate token_seconds{LineEstimate::Flat::kConstant};
     LineEstimate request_seconds{LineEstimate::Flat::kConstant};
@@ -82,8 +87,8 @@ class Estimates {
 
   mutable Mutex mu_;
   std::uint64_t clock_ ZEROC_GUARDED_BY(mu_) = 0;
-  std::map<std::pair<std::string, std::string>, Pair> pairs_ ZEROC_GUARDED_BY(mu_);
-  std::map<std::string, Prefill> prefills_ ZEROC_GUARDED_BY(mu_);
+  std::map<std::tuple<std::string, std::uint32_t, std::string>, Pair> pairs_ ZEROC_GUARDED_BY(mu_);  // with the ranks
+  std::map<std::pair<std::string, std::uint32_t>, Prefill> prefills_ ZEROC_GUARDED_BY(mu_);          // ranks, or any
   std::map<std::string, Decode> decodes_ ZEROC_GUARDED_BY(mu_);
   Pair any_pair_ ZEROC_GUARDED_BY(mu_);
   Prefill any_prefill_ ZEROC_GUARDED_BY(mu_);

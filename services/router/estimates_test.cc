@@ -91,6 +91,25 @@ TEST(Estimates, PairsAreToldApartAndAStrangerIsLikeTheRest) {
   EXPECT_LT(stranger, far);
 }
 
+TEST(Estimates, AGroupIsMeasuredApartFromItsLeader) {
+  Estimates estimates;
+  const auto add = [&](const std::string& worker, std::uint64_t n_tokens, double seconds, std::uint32_t n_ranks) {
+    for (int i = 0; i < Estimates::kPointsMin; ++i) {
+      estimates.AddTransfer({worker, "d", n_tokens, seconds, 1 << 20, seconds, 0, n_ranks});
+    }
+  };
+  add("p", 1000, 0.5, 1);
+  EXPECT_NEAR(estimates.PrefillSeconds("p", 4)->At(8000), 1.0, 1e-9) << "never measured: four ranks share the work";
+  add("p", 8000, 1.6, 4);
+  EXPECT_NEAR(estimates.PrefillSeconds("p", 4)->At(8000), 1.6, 1e-9);
+  EXPECT_NEAR(estimates.PrefillSeconds("p")->At(1000), 0.5, 1e-9);
+  EXPECT_NEAR(estimates.Link("p", "d", 4)->seconds.At(1 << 20), 1.6, 1e-9);
+  EXPECT_NEAR(estimates.Link("p", "d")->seconds.At(1 << 20), 0.5, 1e-9);
+  add("q", 4000, 3.0, 2);
+  EXPECT_NEAR(estimates.PrefillSeconds("q", 1)->At(2000), 3.0, 1e-9) << "a rank's 2000 tokens took as long";
+  EXPECT_TRUE(estimates.PrefillSeconds("r", 3).has_value()) << "a stranger is like the rest";
+}
+
 TEST(Estimates, DecodeCostsByBytesOnceTheyDiffer) {
   Estimates estimates;
   for (int i = 0; i < 5; ++i) estimates.AddDecode("d", 100, 2.0, 1'000'000);

@@ -54,7 +54,9 @@ std::optional<Candidate> Predict(const PolicyInput& input, std::size_t rung, std
   }
   if (prefill.seconds.has_value()) {
     predicted.prefill = prefill.seconds->At(n_computed);
-    predicted.queue = prefill.seconds->slope * static_cast<double>(prefill.waiting_tokens);
+    // A rank's seconds for a token of its own.
+    const double rank_slope = prefill.seconds->slope * prefill.n_ranks;
+    predicted.queue = rank_slope * static_cast<double>(prefill.waiting_tokens);
   }
   predicted.queue += candidate.room_seconds;
   if (const auto& link = input.links[p * input.decodes.size() + d]; link.has_value()) {
@@ -122,7 +124,8 @@ void ChooseByCache(const PolicyInput& input, PolicyDecision* decision) {
   const auto has_some = [&](const auto& view) { return CachedTokens(view.cached_tokens, rung) > 0; };
   if (std::any_of(input.prefills.begin(), input.prefills.end(), has_some)) {
     const auto to_do = [&](const PrefillView& view) {
-      return static_cast<double>(view.waiting_tokens) - CachedTokens(view.cached_tokens, rung);
+      return static_cast<double>(view.waiting_tokens) +
+             (input.n_prompt_tokens - CachedTokens(view.cached_tokens, rung)) / view.n_ranks;
     };
     const auto best = std::min_element(input.prefills.begin(), input.prefills.end(),
                                        [&](const auto& x, const auto& y) { return to_do(x) < to_do(y); });

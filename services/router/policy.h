@@ -33,12 +33,14 @@ struct Line {
   double At(double x) const { return base + slope * x; }
 };
 
+// A worker alone, or all ranks of the group that it leads: a worker can stand there as both.
 struct PrefillView {
   std::string name;
-  std::uint64_t waiting_tokens = 0;  // in its queue and in work
+  std::uint64_t waiting_tokens = 0;  // in its queue and in work; of a group's prompts, the leader's share
   std::optional<Line> seconds;       // compute, by tokens computed
   // [ladder]: of the prompt, in its prefix cache, so not to be computed again; empty: none.
   std::vector<std::uint32_t> cached_tokens = {};
+  std::uint32_t n_ranks = 1;
 };
 struct DecodeView {
   std::string name;

@@ -197,6 +197,22 @@ std::vector<std::uint32_t> Cached(std::uint32_t n_tokens, std::size_t rung) {
   return cached;
 }
 
+// One worker alone, and with the three others of its group.
+TEST(Policy, AGroupIsTakenWhenItIsFaster) {
+  Scene scene(1e10);
+  scene.prefills = {{"p", 10'000, Line{0.1, 0.5e-4}, {}, 4}, {"p", 10'000, Line{0, 2e-4}}};
+  scene.links = {scene.links[0], scene.links[0]};
+  const PolicyDecision group = scene.Decision();
+  EXPECT_EQ(group.prefill_idx, 0U);
+  EXPECT_NEAR(group.predicted->prefill, 0.6, 1e-9);
+  EXPECT_NEAR(group.predicted->queue, 2.0, 1e-9) << "the leader's own tokens wait for one rank";
+  scene.prefills[1].cached_tokens = Cached(8'000, 0);
+  EXPECT_EQ(scene.Decision().prefill_idx, 1U) << "2,000 tokens alone, or 10,000 on four ranks";
+  scene.prefills[1].cached_tokens.clear();
+  scene.prefills[0].seconds = Line{1.7, 0.5e-4};  // ranks that are far from each other
+  EXPECT_EQ(scene.Decision().prefill_idx, 1U);
+}
+
 TEST(Policy, ACachedBeginningIsNeitherComputedNorSent) {
   Scene scene(1e6);
   scene.input.requested_profile = "bf16";

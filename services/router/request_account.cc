@@ -37,7 +37,7 @@ v1::RequestStats RequestFlow::Stats() const {
     stats.set_wire_hidden_share(std::clamp(transfer.wire_hidden_seconds() / transfer.wire_seconds(), 0.0, 1.0));
   }
   stats.set_transport(transfer.transport());
-  stats.set_sp_ranks(attempt_->sp_ranks);
+  stats.set_sp_ranks(attempt_->prefill_worker.n_ranks());
   stats.set_prefill_worker(attempt_->prefill_worker.name());
   stats.set_decode_worker(attempt_->decode_worker.name());
   if (attempt_->plan().local_prefill) {
@@ -60,6 +60,7 @@ void RequestFlow::Learn() const {
     facts.wire_bytes = transfer.kv_bytes().wire();
     facts.wire_seconds = transfer.wire_seconds();
     facts.hidden_seconds = transfer.wire_hidden_seconds();
+    facts.n_ranks = attempt_->prefill_worker.n_ranks();
     context_.estimates.AddTransfer(facts);
   }
   // The first token of an attempt is prefill's.

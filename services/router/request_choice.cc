@@ -68,6 +68,12 @@ WorkerPool::Choice RequestFlow::Wanted(Role role, std::uint64_t n_prompt, std::u
   return wanted;
 }
 
+// Long prompts; one that a prefill worker has failed already takes the simplest way.
+bool RequestFlow::MayTakeAllRanks(std::uint64_t n_prompt) const {
+  const std::uint32_t sp_min_tokens = context_.config.sp_min_tokens;
+  return sp_min_tokens > 0 && n_prompt >= sp_min_tokens && avoided_prefill_.empty();
+}
+
 // Short prompts, and those that would wait longer for a prefill worker than decode needs; all when there is no prefill
 // worker. Long ones would hold up what decode has in its batch.
 bool RequestFlow::PrefillsLocally(std::uint64_t n_prompt, const std::vector<WorkerPool::View>& prefills) const {
@@ -125,9 +131,16 @@ Result<RequestFlow::Decision> RequestFlow::DecideNow(std::uint64_t n_prompt, std
       links.push_back(view.token_seconds.has_value() ? std::optional(LinkView()) : std::nullopt);
     }
   } else {
+    decision.all_ranks = MayTakeAllRanks(n_prompt);  // unless time says otherwise
+    const auto add = [&](const WorkerPool::View& view, std::uint32_t n_ranks, std::vector<std::uint32_t> n_cached) {
+      prefill_views.push_back(
+          {view.name, PrefillTokens(view), estimates.PrefillSeconds(view.name, n_ranks), std::move(n_cached), n_ranks});
+      for (const DecodeView& decode : decode_views) links.push_back(estimates.Link(view.name, decode.name, n_ranks));
+    };
     for (const WorkerPool::View& view : prefills) {
-      prefill_views.push_back({view.name, PrefillTokens(view), estimates.PrefillSeconds(view.name), cached(view)});
-      for (const DecodeView& decode : decode_views) links.push_back(estimates.Link(view.name, decode.name));
+      // A group's prompts do not use the prefix cache.
+      if (decision.all_ranks && view.load.sp_ranks() > 1) add(view, view.load.sp_ranks(), {});
+      add(view, 1, cached(view));
     }
   }
 
@@ -147,7 +160,10 @@ Result<RequestFlow::Decision> RequestFlow::DecideNow(std::uint64_t n_prompt, std
   if (context_.config.adaptive) input.links = links;
   ZEROC_ASSIGN_OR_RETURN(decision.policy, Decide(input));
   if (decision.local_prefill && !request_.kv().has_profile()) decision.policy.reason = "local_prefill";
-  if (const auto p = decision.policy.prefill_idx; p.has_value()) decision.prefill = prefill_views[*p].name;
+  if (const auto p = decision.policy.prefill_idx; p.has_value()) {
+    decision.prefill = prefill_views[*p].name;
+    decision.all_ranks = prefill_views[*p].n_ranks > 1;
+  }
   if (const auto d = decision.policy.decode_idx; d.has_value()) decision.decode = decode_views[*d].name;
   return decision;
 }
@@ -186,6 +202,7 @@ Result<RequestFlow::AttemptPtr> RequestFlow::NewAttempt() {
   const auto choice = [&](Role role, const std::string& preferred) {
     WorkerPool::Choice wanted = Wanted(role, n_prompt, sampling.max_tokens());
     wanted.preferred = preferred;
+    wanted.all_ranks = role == Role::kPrefill && decision->all_ranks;
     wanted.on_lost = [weak = weak_from_this(), weak_attempt = std::weak_ptr<Attempt>(attempt), role] {
       const auto self = weak.lock();
       if (const auto lost = weak_attempt.lock(); self != nullptr && lost != nullptr) self->OnWorkerLost(lost, role);
@@ -195,11 +212,6 @@ Result<RequestFlow::AttemptPtr> RequestFlow::NewAttempt() {
   if (!decision->local_prefill) {
     ZEROC_ASSIGN_OR_RETURN(attempt->prefill_worker,
                            context_.pool.PickPrefill(choice(Role::kPrefill, decision->prefill)));
-    // Long prompts take all ranks of a group; one that a prefill worker has failed already takes the simplest way.
-    const std::uint32_t sp_min_tokens = context_.config.sp_min_tokens;
-    if (sp_min_tokens > 0 && n_prompt >= sp_min_tokens && avoided_prefill_.empty()) {
-      attempt->sp_ranks = attempt->prefill_worker.sp_ranks();
-    }
   }
   ZEROC_ASSIGN_OR_RETURN(attempt->decode_worker, context_.pool.PickDecode(choice(Role::kDecode, decision->decode)));
   if (attempt->prefill_worker.name() == decision->prefill)
@@ -229,8 +241,8 @@ void RequestFlow::SendStarted() {
     line += " prefill_cached_tokens=" + std::to_string(attempt_->n_expected_at_prefill) +
             " decode_cached_tokens=" + std::to_string(attempt_->n_expected_at_decode);
   }
-  LogInfo(line + " prefill_worker=" + attempt_->prefill_worker.name() +
-          " decode_worker=" + attempt_->decode_worker.name() + " sp_ranks=" + std::to_string(attempt_->sp_ranks));
+  LogInfo(line + " prefill_worker=" + attempt_->prefill_worker.name() + " decode_worker=" +
+          attempt_->decode_worker.name() + " sp_ranks=" + std::to_string(attempt_->prefill_worker.n_ranks()));
   v1::Started started;
   started.set_request_id(id());
   started.set_prompt_tokens(static_cast<std::uint32_t>(prompt_ids_.size()));

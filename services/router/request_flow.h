@@ -58,7 +58,7 @@ struct FlowConfig {
   std::uint32_t local_prefill_tokens = 0;
   std::uint32_t local_prefill_overload_factor = 16;
   std::chrono::milliseconds local_prefill_queue{1'000};
-  // Prompts of at least so many tokens are computed by all ranks of a prefill group; 0: none.
+  // Prompts of at least so many tokens may be computed by all ranks of a prefill group; 0: none.
   std::uint32_t sp_min_tokens = 2'048;
 };
 
@@ -101,10 +101,12 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
     PolicyDecision policy;
     bool local_prefill = false;
     std::string prefill, decode;  // names; empty: the pool chooses by load
+    bool all_ranks = false;       // of the prefill worker's group, if it has one
   };
 
   Result<Choice> Choose() const;
   WorkerPool::Choice Wanted(Role role, std::uint64_t n_prompt, std::uint32_t max_tokens) const ZEROC_REQUIRES(mu_);
+  bool MayTakeAllRanks(std::uint64_t n_prompt) const ZEROC_REQUIRES(mu_);
   bool PrefillsLocally(std::uint64_t n_prompt, const std::vector<WorkerPool::View>& prefills) const;
   std::optional<std::string> RequestedProfile() const ZEROC_REQUIRES(mu_);
   Result<Decision> DecideNow(std::uint64_t n_prompt, std::uint32_t max_tokens) ZEROC_REQUIRES(mu_);

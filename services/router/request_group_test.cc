@@ -26,6 +26,26 @@ class RequestGroupTest : public RequestFlowTest {
     pool_.Add(info, load, leader_, WorkerPool::Time::clock::now());
     workers_.push_back(leader_);
   }
+  // Serves a long prompt.
+  std::uint32_t RanksOfOne() {
+    sink_->Clear();
+    Start(TestRequest("prompt", 3));
+    decode_->Grant(7);
+    leader_->FirstToken('a');
+    v1::PrefillEvent event;
+    event.mutable_done()->set_prefill_seconds(leader_prefill_seconds_);
+    event.mutable_done()->set_wire_seconds(0.001);
+    event.mutable_done()->mutable_kv_bytes()->set_wire(1000);
+    leader_->prefill_event(event);
+    leader_->EndPrefill(OkStatus());
+    decode_->Admit();
+    decode_->Tokens("bc");
+    decode_->Final(v1::FINISH_REASON_LENGTH);
+    decode_->EndDecode();
+    return leader_->prefills.back().sp_ranks();
+  }
+
+  double leader_prefill_seconds_ = 0.1;
   std::shared_ptr<ScriptedWorker> leader_ = std::make_shared<ScriptedWorker>();
 };
 
@@ -58,6 +78,23 @@ TEST_F(RequestGroupTest, APromptThatTheGroupFailedGoesOnWithOneRank) {
   decode_->Grant(8);
   ASSERT_EQ(leader_->prefills.size(), 2U);
   EXPECT_EQ(leader_->prefills[1].sp_ranks(), 1U);
+}
+
+TEST_F(RequestGroupTest, AGroupThatWasMeasuredToBeSlowerIsLeftAlone) {
+  for (int i = 0; i < Estimates::kPointsMin; ++i) {
+    estimates_.AddTransfer({"p", "d", 1000, 1.0, 1 << 20, 0.001, 0, 1});
+    estimates_.AddTransfer({"p", "d", 1000, 0.5, 1 << 20, 0.001, 0, 3});
+  }
+  EXPECT_EQ(RanksOfOne(), 3U);
+  for (int i = 0; i < 40; ++i) estimates_.AddTransfer({"p", "d", 1000, 5.0, 1 << 20, 0.001, 0, 3});
+  EXPECT_EQ(RanksOfOne(), 1U);
+}
+
+TEST_F(RequestGroupTest, WhatAGroupTookIsLearntAsTheGroups) {
+  leader_prefill_seconds_ = 0.3;
+  for (int i = 0; i < Estimates::kPointsMin; ++i) EXPECT_EQ(RanksOfOne(), 3U);
+  EXPECT_NEAR(estimates_.PrefillSeconds("p", 3)->At(6), 0.3, 1e-9);
+  EXPECT_NEAR(estimates_.PrefillSeconds("p", 1)->At(2), 0.3, 1e-9) << "a third of the prompt was a rank's";
 }
 
 }  // namespace

@@ -34,7 +34,7 @@ OptionSet RouterOptionSet(RouterOptions* o) {
   set.AddInt("local_prefill_queue_ms", &o->local_prefill_queue_ms, 0, 3'600'000,
              {"ms", "Prompts up to 16 times as long too, when they would wait longer than this for prefill."});
   set.AddInt("sp_min_tokens", &o->sp_min_tokens, 0, 1 << 30,
-             {"tokens", "Prompts of at least so many are computed by all ranks of a prefill group; 0: none."});
+             {"tokens", "Prompts of at least so many may be computed by all ranks of a prefill group; 0: none."});
   set.AddDouble("audit_share", &o->audit_share, 0, 1,
                 {"ratio", "Share of the finished requests that is scored again with exact KV; 0: none."});
   set.AddInt("audit_window_tokens", &o->audit_window_tokens, 500, 1 << 30,

@@ -140,14 +140,14 @@ Result<WorkerPool::Ref> WorkerPool::Pick(v1::WorkerRole role, Choice choice) {
     return Unavailable(what + (choice.excluded.empty() ? " is registered" : " is left to try"));
   }
   Worker& worker = best->second;
-  worker.assigned_tokens += choice.n_tokens;
-  ++worker.n_assigned;
   Ref ref;
+  if (choice.all_ranks) ref.n_ranks_ = std::max<std::uint32_t>(1, worker.load.sp_ranks());
+  ref.n_tokens_ = choice.n_tokens / ref.n_ranks_;
+  worker.assigned_tokens += ref.n_tokens_;
+  ++worker.n_assigned;
   ref.pool_ = this;
   ref.id_ = best->first;
   ref.ref_ = next_id_++;
-  ref.n_tokens_ = choice.n_tokens;
-  ref.sp_ranks_ = std::max<std::uint32_t>(1, worker.load.sp_ranks());
   ref.name_ = worker.info.name();
   ref.connection_ = worker.connection;
   if (choice.on_lost) worker.on_lost.emplace(ref.ref_, std::move(choice.on_lost));
@@ -197,7 +197,7 @@ WorkerPool::Ref& WorkerPool::Ref::operator=(Ref&& other) noexcept {
   id_ = other.id_;
   ref_ = other.ref_;
   n_tokens_ = other.n_tokens_;
-  sp_ranks_ = other.sp_ranks_;
+  n_ranks_ = other.n_ranks_;
   name_ = std::move(other.name_);
   connection_ = std::move(other.connection_);
   return *this;

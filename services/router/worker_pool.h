@@ -53,6 +53,7 @@ class WorkerPool {
     std::set<std::string> excluded = {};  // names
     std::set<std::string> avoided = {};   // names: taken only when there is no other
     std::string preferred = {};           // name: taken when it may be
+    bool all_ranks = false;               // of the worker's prefill group, when it has one
     // Runs at most once, without locks held, when the worker's heartbeats stop while the Ref lives.
     std::function<void()> on_lost = nullptr;
   };
@@ -113,7 +114,7 @@ class WorkerPool::Ref {
   explicit operator bool() const { return pool_ != nullptr; }
   const std::string& name() const { return name_; }
   WorkerConnection& connection() const { return *connection_; }
-  std::uint32_t sp_ranks() const { return sp_ranks_; }  // of its prefill group when it was chosen; 1 without
+  std::uint32_t n_ranks() const { return n_ranks_; }  // that it was chosen for
 
  private:
   friend class WorkerPool;
@@ -121,7 +122,7 @@ class WorkerPool::Ref {
   WorkerId id_ = WorkerId::kNone;
   std::uint64_t ref_ = 0;
   std::uint64_t n_tokens_ = 0;
-  std::uint32_t sp_ranks_ = 1;
+  std::uint32_t n_ranks_ = 1;
   std::string name_;
   std::shared_ptr<WorkerConnection> connection_;
 };
