@@ -116,6 +116,10 @@ KV = [
             ("sum(increase(zeroc_kv_checksum_failures_total{}[$__rate_interval]))", "blocks")],
               "Blocks that arrived damaged; they are refused."),
     ]),
+    ("Sequence parallelism", [
+        panel("SP traffic", "Bps", [(rate("zeroc_sp_bytes_total", "scheme"), "{{scheme}}")],
+              "What the ranks of prefill groups send to each other."),
+    ]),
     ("Prefix cache", [
         panel("Prompt tokens found", "percentunit", [
             ("sum by (zeroc_role) (rate(vllm:prefix_cache_hits_total{}[$__rate_interval])) "

@@ -167,6 +167,7 @@ Status Serve(WorkerKind kind, WorkerOptions& options, const Addresses& addresses
   };
   const auto update = [&] {
     service->UpdateGauges(metrics);
+    if (addresses.routers.empty()) return;  // work comes from elsewhere: a follower's from its leader
     const Registrations* now = joined;
     metrics.SetRoutersRegistered(now == nullptr ? 0 : static_cast<double>(now->n_registered()));
   };

@@ -18,7 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/e2e"))
 sys.path.insert(0, str(ROOT / "tests/deploy"))
 
-from chart_test import CHART, EVERYTHING, TOOLS  # noqa: E402
+from chart_test import CHART, EVERYTHING, RANKS, TOOLS  # noqa: E402
 from cluster import free_port, wait_until  # noqa: E402
 from kube_objects import pod_templates  # noqa: E402
 from kube_server import KubeServer  # noqa: E402
@@ -42,6 +42,7 @@ class ServerTest(unittest.TestCase):
         cls.dir = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory(prefix="zeroc-helm-")))
         (cls.dir / "none.yaml").write_text("{}\n")
         (cls.dir / "everything.yaml").write_text(EVERYTHING)
+        (cls.dir / "ranks.yaml").write_text(RANKS)
         cls.values = {path.stem: path for path in (cls.dir / "none.yaml", *sorted(CHART.glob("values-*.yaml")),
                                                    cls.dir / "everything.yaml")}
         if cls.definitions:
@@ -176,6 +177,7 @@ class DefinedTest(ServerTest):
                 found = self.life(namespace, values, "--set", f"prefill.kind={choice}", *NO_LOCK)
                 self.assertEqual("LeaderWorkerSet" in found, kind == "LeaderWorkerSet")
                 kinds |= found
+        self.life(self.namespace("ranks"), self.dir / "ranks.yaml")
         self.assertLessEqual(CUSTOM | {"Job", "Ingress", "HorizontalPodAutoscaler"}, kinds)
 
     def test_upgrades_from_one_to_the_next_and_back(self):

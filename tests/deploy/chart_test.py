@@ -52,6 +52,13 @@ rdma: {enabled: true}
 """
 
 
+# Prefill groups of several ranks, which no StatefulSet makes.
+RANKS = """
+prefill: {kind: LeaderWorkerSet, groups: [{name: a}, {name: g, replicas: 2, ranks: 3}]}
+router: {config: {sp_min_tokens: 2048}}
+"""
+
+
 def run(*command):
     return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, cwd=ROOT)
 
@@ -65,6 +72,7 @@ class ChartTest(unittest.TestCase):
     def setUpClass(cls):
         cls.dir = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory(prefix="zeroc-chart-")))
         (cls.dir / "everything.yaml").write_text(EVERYTHING)
+        (cls.dir / "ranks.yaml").write_text(RANKS)
         (cls.dir / "none.yaml").write_text("{}\n")
         cls.values = [cls.dir / "none.yaml", *sorted(CHART.glob("values-*.yaml")), cls.dir / "everything.yaml"]
 
@@ -100,6 +108,9 @@ class ChartTest(unittest.TestCase):
                     rendered.write_text(self.template(values, "--kube-version", version, "--set",
                                                       f"prefill.kind={kind}"))
                     files.append(rendered)
+            rendered = self.dir / f"ranks-{version}.yaml"
+            rendered.write_text(self.template(self.dir / "ranks.yaml", "--kube-version", version))
+            files.append(rendered)
             result = run(TOOLS / "venv/bin/python", ROOT / "tests/deploy/kube_schema.py", "--crds", TOOLS / "crds",
                          "--version", version, *files)
             print(result.stdout.splitlines()[-1] if result.stdout else result.stderr)
@@ -139,6 +150,20 @@ class ChartTest(unittest.TestCase):
             self.assertTrue(args, f"no arguments of zeroc {command}")
             for flag in re.findall(r"- (--[a-z-]+)", args.group(2)):
                 self.assertIn(flag, usage)
+
+    def test_prefill_groups_are_made_of_what_the_programs_know(self):
+        rendered = self.template(self.dir / "ranks.yaml")
+        for flag in re.findall(r"- (--[a-z-]+)=\$\(POD_NAME\)", rendered):
+            self.assertIn(flag, run(BIN_DIR / "zeroc-prefill", "--help").stdout)
+        self.assertIn("--sp-followers=$(POD_NAME)-1.", rendered)
+        texts = re.findall(r"^  (follower|router)\.yaml: \|\n((?:    .*\n)+)", rendered, re.M)
+        self.assertEqual(len(texts), 2)
+        for name, text in texts:
+            path = self.dir / f"ranks-{name}.yaml"
+            path.write_text(re.sub(r"(?m)^    ", "", text))
+            program = {"follower": "zeroc-prefill", "router": "zeroc-router"}[name]
+            result = run(BIN_DIR / program, "--config", path, "--help")
+            self.assertEqual(result.returncode, 0, result.stderr)
 
     def test_no_default_port_or_grace_is_lost_between_chart_and_programs(self):
         rendered = self.template(self.dir / "none.yaml")

@@ -7,6 +7,7 @@ it shows, other data than zero. Needs the Debian package prometheus (promtool co
     observability_test.py [--render FOLDER] [unittest arguments]     --render: keep what the panels show, as JSON
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -25,7 +26,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/e2e"))
 
 import texts  # noqa: E402
-from cluster import SETTLE_S, TIME_SCALE, Cluster, ClusterTest, free_port, http_request, wait_until  # noqa: E402
+from cluster import (  # noqa: E402
+    MODEL_DIR, SETTLE_S, TIME_SCALE, Cluster, ClusterTest, free_port, http_request, wait_until)
 from drills import FAULTS_LIBRARY, TCP, Answer, WireFaults  # noqa: E402
 
 DASHBOARDS = ROOT / "helm/zeroc/files/dashboards"
@@ -33,9 +35,9 @@ RULES = ROOT / "helm/zeroc/files/rules/zeroc.yaml"
 LOAD_S = 12 * TIME_SCALE
 # What may stay zero in all of this: expressions with these words need data, not other data than zero.
 MAY_BE_ZERO = ('waiting{zeroc_cluster=~".*",zeroc_role="prefill"', "backlog", "ZerocTtft", 'phase="wire"')
-# vLLM's names for what other metrics show already; zeroc_sp_bytes_total: not yet.
+# vLLM's names for what other metrics show already.
 NOT_SHOWN = {"vllm:e2e_request_latency_seconds", "vllm:request_queue_time_seconds", "vllm:request_prefill_time_seconds",
-             "vllm:request_decode_time_seconds", "zeroc_sp_bytes_total"}
+             "vllm:request_decode_time_seconds"}
 METRIC = re.compile(r"\b(?:zeroc_[a-z_]+|vllm:[a-z_]+)\b")
 NO_METRIC = re.compile(r"^zeroc_(cluster|role|group)$")
 
@@ -210,9 +212,13 @@ class LiveTest(ClusterTest):
             raise AssertionError(f"{FAULTS_LIBRARY} is missing: deploy/build zeroc_wire_faults")
         cls.faults = WireFaults(cls.enterClassContext(tempfile.TemporaryDirectory(prefix="zeroc-faults-")))
         cls.cluster = cls.enterClassContext(Cluster(
-            n_decode=2, n_prefill=2, router_args=["--audit-share", 1],
+            n_decode=2, n_prefill=1, router_args=["--audit-share", 1, "--sp-min-tokens", 2500],
             decode_args=["--lease-expiry-ms", 1000, "--kv-memory-mib", 16, *TCP], prefill_args=TCP,
             prefill_env=cls.faults.env))
+        # The second prefill worker leads a group of two; its follower is not scraped.
+        follower = cls.cluster._start("zeroc-prefill", ["--model", MODEL_DIR, "--kv-memory-mib", 64, "--threads", 1,
+                                                        *TCP])
+        cls.cluster.start_prefill("--sp-followers", f"127.0.0.1:{follower.grpc_port}")
         cls.cluster.wait_ready()
         folder = cls.enterClassContext(tempfile.TemporaryDirectory(prefix="zeroc-prometheus-"))
         cls.prometheus = cls.enterClassContext(Prometheus(cls.cluster, folder))
@@ -220,6 +226,7 @@ class LiveTest(ClusterTest):
         cls.started = time.time()
         cls.load(LOAD_S)
         cls.ask_again()
+        cls.compute_together()
         cls.hang_prefill()
         cls.corrupt_kv()
         cls.fill_decode()
@@ -308,6 +315,18 @@ class LiveTest(ClusterTest):
         if len(answers) != len(threads):
             raise AssertionError(f"{len(answers)} of {len(threads)} requests were answered")
         return True
+
+    @classmethod
+    def compute_together(cls):
+        """Long prompts on both ranks of the group."""
+        starts = itertools.count(100, 100)  # prompts that no cache knows
+
+        def ranks():
+            return cls.cluster.complete(texts.prose(14000, next(starts)), max_tokens=1)["zeroc"]["sp_ranks"]
+
+        wait_until(lambda: ranks() == 2, SETTLE_S * 2, "the group computes a long prompt")
+        ranks()
+        cls.wait_seen("zeroc_sp_bytes_total")
 
     @classmethod
     def corrupt_kv(cls):

@@ -1,6 +1,6 @@
 {{- /*
 The configuration file of a role: what the chart knows, then the user's settings over it; `null` drops one.
-(dict "root" . "role" "decode" "values" .Values.decode)
+(dict "root" . "role" "decode" "values" .Values.decode "follower" false); a follower of a prefill group has no router.
 */ -}}
 {{- define "zeroc.config" -}}
 {{- $v := .root.Values -}}
@@ -14,7 +14,7 @@ The configuration file of a role: what the chart knows, then the user's settings
   {{- $_ := set $config "served_model_name" $v.model.name }}
   {{- if $v.apiKeys.secretName }}{{- $_ := set $config "api_keys_file" "/etc/zeroc/keys/api-keys" }}{{- end }}
 {{- else }}
-  {{- $_ := set $config "router" (printf "%s.:9000" (include "zeroc.routerHost" .root)) }}
+  {{- if not .follower }}{{- $_ := set $config "router" (printf "%s.:9000" (include "zeroc.routerHost" .root)) }}{{- end }}
   {{- $_ := set $config "transport_tls" $v.transport.tls }}
   {{- $_ := set $config "transport_net_devices" $v.transport.netDevices }}
 {{- end }}

@@ -1,6 +1,7 @@
 {{- /*
 The pod template of a role: (dict "root" . "role" "decode" "values" .Values.decode "config" NAME "subdomain" NAME
-"extraLabels" (dict)); the subdomain is that of the pods' names.
+"extraLabels" (dict) "file" "decode" "followers" (list)); the subdomain is that of the pods' names, the file (default: the
+role) that of the configuration, the followers are the other pods of a leader's prefill group.
 */ -}}
 {{- define "zeroc.podTemplate" -}}
 {{- $root := .root -}}
@@ -92,10 +93,13 @@ spec:
       image: {{ include "zeroc.image" . }}
       imagePullPolicy: {{ $v.image.pullPolicy }}
       args:
-        - --config=/etc/zeroc/config/{{ .role }}.yaml
+        - --config=/etc/zeroc/config/{{ default .role .file }}.yaml
         {{- if $worker }}
         - --name=$(POD_NAME)
         - --advertise=$(ADVERTISE)
+        {{- end }}
+        {{- with .followers }}
+        - --sp-followers={{ join "," . }}
         {{- end }}
         {{- with $values.extraArgs }}
         {{- toYaml . | nindent 8 }}
