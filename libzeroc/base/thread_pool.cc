@@ -16,6 +16,8 @@ namespace {
 
 // About 20 us on a 3 GHz core: longer than the gap between two ops of a layer, far shorter than a scheduling quantum.
 constexpr int kSpins = 2000;
+// Every thread may count one item too many.
+constexpr std::size_t kItemsMax = 0xffff'0000U;
 
 int AllowedProcessors() {
   cpu_set_t set;
@@ -35,39 +37,47 @@ void Pause() {
 
 }  // namespace
 
+// Whoever comes takes the next item, and the round is over with its last item: a worker that the system does not run
+// just now (more threads than processors, a quota) is not waited for unless it holds one.
 struct ThreadPool::State {
   std::mutex mu;
   std::condition_variable start_cv;
-  std::atomic<std::uint64_t> epoch{0};  // grows by one per ParallelFor; workers wait for it to move
   std::atomic<bool> stop{false};
 
-  // Written by the caller before epoch moves, read by workers after they saw it move.
+  // Items of the round in the upper half, those taken in the lower: in one word, so that a worker that is late for a
+  // round can only take an item of the next one, or none.
+  std::atomic<std::uint64_t> taken{0};
+  std::atomic<std::size_t> n_done{0};
+  // Of the round. Written by the caller before `taken`, read by who holds an item, without which the round cannot end.
   const std::function<void(std::size_t, int)>* body = nullptr;
-  std::size_t n_items = 0;
-  std::atomic<std::size_t> next_item{0};
-  std::atomic<int> n_working{0};
 
   std::vector<std::thread> workers;
 
+  static std::size_t Items(std::uint64_t word) { return word >> 32; }
+  static std::size_t Next(std::uint64_t word) { return word & 0xffff'ffffU; }
+
+  bool HasItems() const {
+    const std::uint64_t word = taken.load(std::memory_order_acquire);
+    return Next(word) < Items(word);
+  }
+
   void Drain(int thread_idx) {
-    for (std::size_t i = next_item.fetch_add(1, std::memory_order_relaxed); i < n_items;
-         i = next_item.fetch_add(1, std::memory_order_relaxed)) {
-      (*body)(i, thread_idx);
+    while (HasItems()) {
+      const std::uint64_t word = taken.fetch_add(1, std::memory_order_acq_rel);
+      if (Next(word) >= Items(word)) return;
+      (*body)(Next(word), thread_idx);
+      n_done.fetch_add(1, std::memory_order_release);
     }
   }
 
   void WorkerLoop(int thread_idx) {
-    std::uint64_t seen = 0;
-    for (;;) {
-      for (int spin = 0; spin < kSpins && epoch.load(std::memory_order_acquire) == seen; ++spin) Pause();
-      if (epoch.load(std::memory_order_acquire) == seen) {
+    while (!stop.load(std::memory_order_acquire)) {
+      for (int spin = 0; spin < kSpins && !HasItems(); ++spin) Pause();
+      if (!HasItems()) {
         std::unique_lock<std::mutex> lock(mu);
-        start_cv.wait(lock, [&] { return epoch.load(std::memory_order_acquire) != seen; });
+        start_cv.wait(lock, [&] { return HasItems() || stop.load(std::memory_order_acquire); });
       }
-      ++seen;
-      if (stop.load(std::memory_order_acquire)) return;
       Drain(thread_idx);
-      n_working.fetch_sub(1, std::memory_order_release);
     }
   }
 };
@@ -82,7 +92,6 @@ ThreadPool::~ThreadPool() {
   {
     const std::lock_guard<std::mutex> lock(state_->mu);
     state_->stop.store(true, std::memory_order_release);
-    state_->epoch.fetch_add(1, std::memory_order_release);
   }
   state_->start_cv.notify_all();
   for (std::thread& worker : state_->workers) worker.join();
@@ -94,18 +103,17 @@ void ThreadPool::ParallelFor(std::size_t n_items, const std::function<void(std::
     for (std::size_t i = 0; i < n_items; ++i) body(i, 0);
     return;
   }
+  ZEROC_CHECK(n_items < kItemsMax, n_items);
   State& s = *state_;
   {
     const std::lock_guard<std::mutex> lock(s.mu);
     s.body = &body;
-    s.n_items = n_items;
-    s.next_item.store(0, std::memory_order_relaxed);
-    s.n_working.store(n_threads_ - 1, std::memory_order_relaxed);
-    s.epoch.fetch_add(1, std::memory_order_release);
+    s.n_done.store(0, std::memory_order_relaxed);
+    s.taken.store(std::uint64_t{n_items} << 32, std::memory_order_release);
   }
   s.start_cv.notify_all();
   s.Drain(0);
-  for (int spin = 0; s.n_working.load(std::memory_order_acquire) != 0; ++spin) {
+  for (int spin = 0; s.n_done.load(std::memory_order_acquire) != n_items; ++spin) {
     if (spin < kSpins) {
       Pause();
     } else {

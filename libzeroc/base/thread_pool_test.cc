@@ -35,6 +35,17 @@ TEST(ThreadPoolTest, WritesOfOneRoundAreSeenInTheNext) {
   for (const int v : values) EXPECT_EQ(v, 2000);
 }
 
+// Rounds of few items, shorter than it takes a worker to come: late ones must not touch what is no more.
+TEST(ThreadPoolTest, LateWorkersTakeNothingOfAFinishedRound) {
+  ThreadPool pool(6);
+  for (int round = 0; round < 20'000; ++round) {
+    const std::size_t n_items = 2 + static_cast<std::size_t>(round % 3);
+    std::vector<int> hits(n_items, 0);
+    pool.ParallelFor(n_items, [&](std::size_t item, int) { ++hits[item]; });
+    for (const int n : hits) ASSERT_EQ(n, 1) << round;
+  }
+}
+
 TEST(ThreadPoolTest, WakesFromSleep) {
   ThreadPool pool(2);
   for (int round = 0; round < 5; ++round) {
