@@ -208,6 +208,7 @@ class Calibrator {
   std::unique_ptr<MassTable> masses_;
   std::unique_ptr<LadderBuilder> builder_;
   std::vector<Profile> ladder_;
+  std::size_t n_standard_ = 0;  // the ladder's first
 };
 
 Status Calibrator::CheckInputs() const {
@@ -267,7 +268,9 @@ Result<Profile> Calibrator::MeetBudget(const char* name, double budget_rel, cons
   constexpr int kSteps = 3;  // rungs are some 15 % apart: to two bytes in a hundred
   const double budget = budget_rel * (*log_->Find("decode:" + ProfileHash(ladder_[0])))[0];
   std::vector<const Profile*> by_bytes;
-  for (const Profile& profile : ladder_) by_bytes.push_back(&profile);
+  for (const Profile& profile : ladder_) {
+    if (profile.cost.measured) by_bytes.push_back(&profile);
+  }
   std::sort(by_bytes.begin(), by_bytes.end(),
             [](const Profile* x, const Profile* y) { return x->cost.kv_bytes_per_token < y->cost.kv_bytes_per_token; });
   const auto within =
@@ -329,7 +332,7 @@ Status Calibrator::MakeLadder() {
   builder_ = std::make_unique<LadderBuilder>(*maps_, *probe_, masses_.get(), options_.ladder, progress_);
   ZEROC_RETURN_IF_ERROR(builder_->ProbeSides());
   ladder_ = StandardLadder(maps_->geometry());
-  if (!options_.ladder.standard) ladder_.resize(1);
+  n_standard_ = ladder_.size();
   ZEROC_ASSIGN_OR_RETURN(std::vector<Profile> rungs, builder_->Rungs());
   std::move(rungs.begin(), rungs.end(), std::back_inserter(ladder_));
   return OkStatus();
@@ -340,6 +343,7 @@ Status Calibrator::MeasureRecall() {
   ZEROC_ASSIGN_OR_RETURN(const auto formats, FormatsOf(*folded_, *maps_, ladder_));
   const double n = static_cast<double>(ladder_.size());
   for (std::size_t i = 0; i < ladder_.size(); ++i) {
+    if (!ladder_[i].cost.measured) continue;
     const std::string name = "recall:" + ProfileHash(ladder_[i]);
     if (log_->Find(name) == nullptr) {
       const double at = static_cast<double>(i) / n;
@@ -407,7 +411,9 @@ Result<Plan> Calibrator::Run() {
   ZEROC_RETURN_IF_ERROR(MakeMaps());
   ZEROC_ASSIGN_OR_RETURN(folded_, Transformer::Open(checkpoint_, maps_, ops_, threads_));
   ZEROC_RETURN_IF_ERROR(MakeLadder());
-  ZEROC_RETURN_IF_ERROR(Measure(ladder_, Stage(progress_, "measure", 0, 1)));
+  const std::size_t n_measured_first = options_.ladder.standard ? n_standard_ : 1;
+  ZEROC_RETURN_IF_ERROR(Measure(std::span(ladder_).first(n_measured_first), Stage(progress_, "measure", 0, 0.3)));
+  ZEROC_RETURN_IF_ERROR(Measure(std::span(ladder_).subspan(n_standard_), Stage(progress_, "measure", 0.3, 1)));
   ZEROC_RETURN_IF_ERROR(MeetBudgets());
   ZEROC_RETURN_IF_ERROR(MeasureRecall());
   PlanContents contents = maps_->contents();

@@ -60,7 +60,7 @@ struct LadderOptions {
   std::vector<int> sinks = {0};
   bool layer_axis = true;  // false: every layer has the same two shapes
   bool mass = true;        // correct the softmax mass of packed keys
-  bool standard = true;    // beside the rungs and bf16, the profiles of one width
+  bool standard = true;    // measure the profiles of one width too, not only bf16 and the rungs
 };
 
 // Stage names as CalibrationProgress: "probe", "rungs".

@@ -142,7 +142,7 @@ class CalibrateCommand : public Command {
         ->group(kGroup);
     app.add_flag("--no-layer-axis", no_layer_axis_, "the same two shapes in every layer")->group(kGroup);
     app.add_flag("--no-mass", no_mass_, "no correction of the softmax mass of packed keys")->group(kGroup);
-    app.add_flag("--no-standard", no_standard_, "no profiles of one width beside bf16 and the rungs")->group(kGroup);
+    app.add_flag("--no-standard", no_standard_, "do not measure the profiles of one width")->group(kGroup);
     app.add_flag("--no-young", no_young_, "no young tiers: a block is exact, then packed once")->group(kGroup);
     app.add_flag("--no-affine", no_affine_, "shared scales only")->group(kGroup);
     app.add_flag("--no-shared", no_shared_, "affine scales only")->group(kGroup);
