@@ -69,13 +69,18 @@ void DecodeNode::Reserve(std::uint64_t request, int n_prompt, int max_tokens, in
   });
 }
 
-void DecodeNode::Generate(const LeaseKey& key, std::uint64_t request, int max_tokens, const CallPtr& call) {
+DecodeNode::RequestPtr DecodeNode::Claim(const LeaseKey& key, std::uint64_t request, int max_tokens,
+                                         const CallPtr& call) {
+  const auto refuse = [&call](const Status& status) {
+    call->End(status);
+    return nullptr;
+  };
   const auto it = requests_.find(key.lease_id);
   const auto failed = failed_.find(key.lease_id);
-  if (failed != failed_.end()) return call->End(failed->second);
-  if (it == requests_.end() || !(it->second->key == key)) return call->End(NotFound("no such lease, or it is over"));
-  if (it->second->id != request) return call->End(FailedPrecondition("reserved for another request"));
-  if (it->second->call != nullptr) return call->End(Status(StatusCode::kAlreadyExists, "another call waits"));
+  if (failed != failed_.end()) return refuse(failed->second);
+  if (it == requests_.end() || !(it->second->key == key)) return refuse(NotFound("no such lease, or it is over"));
+  if (it->second->id != request) return refuse(FailedPrecondition("reserved for another request"));
+  if (it->second->call != nullptr) return refuse(Status(StatusCode::kAlreadyExists, "another call waits"));
   it->second->call = call;
   it->second->max_tokens = max_tokens;
   call->on_cancel = [this, key, weak = std::weak_ptr<int>(life_)] {
@@ -83,7 +88,43 @@ void DecodeNode::Generate(const LeaseKey& key, std::uint64_t request, int max_to
     if (const auto found = requests_.find(key.lease_id); found != requests_.end()) found->second->told = true;
     EndLease(key, Cancelled("the caller is gone"));
   };
-  StartIfComplete(it->second);
+  return it->second;
+}
+
+void DecodeNode::Generate(const LeaseKey& key, std::uint64_t request, int max_tokens, const CallPtr& call) {
+  if (const RequestPtr claimed = Claim(key, request, max_tokens, call)) StartIfComplete(claimed);
+}
+
+void DecodeNode::GenerateLocally(const LeaseKey& key, std::uint64_t request, int max_tokens, const LocalPrompt& prompt,
+                                 const CallPtr& call) {
+  const RequestPtr claimed = Claim(key, request, max_tokens, call);
+  if (claimed == nullptr) return;
+  const Status admitted = leases_.AdmitLocal(key);
+  if (!admitted.ok()) return EndLease(key, admitted);
+  claimed->started = true;
+  Post(world_.options().compute_seconds * prompt.n_prompt / 16, [this, claimed, prompt] {
+    if (!claimed->over && !claimed->told) ComputeLocally(claimed, prompt);
+  });
+}
+
+void DecodeNode::ComputeLocally(const RequestPtr& request, const LocalPrompt& prompt) {
+  const std::vector<BlockExtent>& extents = request->attended.extents();
+  for (std::size_t i = 0; i < extents.size(); ++i) {
+    if (world_.options().mistake == Mistake::kLocalBlockNotComputed && i + 1 == extents.size()) break;
+    FillBlock(prompt.content, prompt.n_prompt, i, arena_.subspan(extents[i].offset, extents[i].bytes));
+  }
+  RpcEvent event;
+  event.kind = RpcEvent::Kind::kFirstToken;
+  event.token = TokenAt(prompt.content, prompt.n_prompt);
+  event.last = request->max_tokens == 1;
+  request->call->Send(event);
+  event.kind = RpcEvent::Kind::kAdmitted;
+  request->call->Send(event);
+  if (request->max_tokens > 1) return Step(request, 1);
+  event.kind = RpcEvent::Kind::kFinal;
+  request->call->Send(event);
+  EndCall(request, OkStatus());
+  EndLease(request->key, OkStatus());
 }
 
 void DecodeNode::StartIfComplete(const RequestPtr& request) {

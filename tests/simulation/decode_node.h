@@ -18,17 +18,26 @@ namespace zeroc::simulation {
 
 class World;
 
+// A prompt that decode computes itself.
+struct LocalPrompt {
+  std::uint64_t content = 0;
+  int n_prompt = 1;
+};
+
 class DecodeNode final : public TransportListener {
  public:
   DecodeNode(World& world, std::string name, std::span<std::byte> memory, std::uint64_t seed);
 
   void Reserve(std::uint64_t request, int n_prompt, int max_tokens, int format, const CallPtr& call);
   void Generate(const LeaseKey& key, std::uint64_t request, int max_tokens, const CallPtr& call);
+  void GenerateLocally(const LeaseKey& key, std::uint64_t request, int max_tokens, const LocalPrompt& prompt,
+                       const CallPtr& call);
   void Release(const LeaseKey& key) { EndLease(key, Cancelled("released by the router")); }
 
   // Empty when nothing is left.
   std::string WhatIsLeft() const;
   void CheckArena();  // every byte is free and poisoned
+  std::uint64_t bytes_free() const { return arena_.size() - pool_->usage().bytes_used; }
   std::size_t n_quarantined() const { return leases_.n_in(LeaseState::kQuarantined); }
 
   void OnPeerUp(PeerId, const PeerInfo&) override {}
@@ -56,6 +65,9 @@ class DecodeNode final : public TransportListener {
   };
   using RequestPtr = std::shared_ptr<Request>;
 
+  // The request of the lease, claimed by the call; null, and the call has ended, when that cannot be.
+  RequestPtr Claim(const LeaseKey& key, std::uint64_t request, int max_tokens, const CallPtr& call);
+  void ComputeLocally(const RequestPtr& request, const LocalPrompt& prompt);
   std::int64_t Now() const;
   double EngineDelay();
   void Post(double delay, std::function<void()> work);  // on this process's engine

@@ -11,7 +11,7 @@
 #include "tests/simulation/decode_node.h"
 #include "tests/simulation/model.h"
 #include "tests/simulation/prefill_node.h"
-#include "tests/simulation/router.h"
+#include "tests/simulation/router_node.h"
 #include "tests/simulation/test_simulation.h"
 #include "tests/simulation/world.h"
 

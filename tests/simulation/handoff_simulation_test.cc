@@ -40,6 +40,7 @@ TEST(HandoffSimulation, NothingIsLostLeakedOrWrongUnderRandomTrouble) {
   EXPECT_GT(all.n_migrations, all.n_requests / 1000);
   EXPECT_GT(all.n_attempts, all.n_requests);
   EXPECT_GT(all.n_lease_expiries, all.n_requests / 1000);
+  EXPECT_GT(all.n_local, all.n_requests / 50);
   EXPECT_GT(all.n_refused, 0);
   EXPECT_GT(all.n_bad_checksums, 0);
   EXPECT_GT(all.n_quarantined, 0);

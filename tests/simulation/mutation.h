@@ -24,6 +24,7 @@ enum class Mistake : std::uint8_t {
   kIgnoreReleased,
   kRepeatLeaseKeys,  // in handoff_drills_test.cc
   kAdmitOnEveryCommit,
+  kLocalBlockNotComputed,
   // prefill
   kSkipFlush,
   kReleasedBeforeFlush,
@@ -34,6 +35,7 @@ enum class Mistake : std::uint8_t {
   kSilentStop,
   // router
   kRepeatStreamedTokens,
+  kRepeatDecodeTokens,
 };
 
 struct Mutation {
@@ -81,8 +83,12 @@ inline constexpr std::array kMutations = {
              "local bytes", 1000},
     Mutation{Mistake::kSilentStop, "SilentStop", "a stopping sender says nothing and closes nothing",
              "sender left|leases left|blocks leaked|no end", 10000},
-    Mutation{Mistake::kRepeatStreamedTokens, "RepeatStreamedTokens", "a migrated request streams from the start again",
+    Mutation{Mistake::kLocalBlockNotComputed, "LocalBlockNotComputed",
+             "decode forgets the last block of its own prompt", "wrong token", 1000},
+    Mutation{Mistake::kRepeatStreamedTokens, "RepeatStreamedTokens", "behind a migration the answer begins again",
              "wrong token|stream", 10000},
+    Mutation{Mistake::kRepeatDecodeTokens, "RepeatDecodeTokens", "every token of decode comes twice",
+             "wrong token|stream|collateral", 1000},
 };
 
 }  // namespace zeroc::simulation

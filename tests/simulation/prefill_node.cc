@@ -155,7 +155,8 @@ bool PrefillNode::Compute(const JobPtr& job) {
 void PrefillNode::OnFirstToken(const JobPtr& job) {
   const PrefillArgs& args = job->args;
   const bool wanted = !job->sender->stopping() && !job->sender->ended();
-  const std::int32_t token = TokenAt(args.content, args.n_prompt);
+  const int position = args.first_token_position >= 0 ? args.first_token_position : args.n_prompt;
+  const std::int32_t token = TokenAt(args.content, position);
   if (wanted && args.rank == 0) {
     RpcEvent event;
     event.kind = RpcEvent::Kind::kFirstToken;
@@ -225,6 +226,12 @@ void PrefillNode::OnEnded(const JobPtr& job, const Status& status) {
   if (status.ok() || job->first_token_final) job->call->Send({});
   job->call->End(job->first_token_final ? OkStatus() : status);
   Post(0, [this, key = Key{job->args.request, job->args.attempt}] { jobs_.erase(key); });
+}
+
+std::uint64_t PrefillNode::waiting_tokens() const {
+  std::uint64_t n = 0;
+  for (const JobPtr& job : queue_) n += static_cast<std::uint64_t>(job->args.n_prompt);
+  return n;
 }
 
 std::string PrefillNode::WhatIsLeft() const {

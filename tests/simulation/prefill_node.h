@@ -27,6 +27,7 @@ struct PrefillArgs {
   int n_prompt = 1;
   int format = 0;
   bool first_token_is_last = false;
+  int first_token_position = -1;  // negative: behind the prompt
   GrantedLease lease;
 };
 
@@ -37,6 +38,7 @@ class PrefillNode final : public TransportListener {
   void Run(const PrefillArgs& args, const CallPtr& call);
 
   std::string WhatIsLeft() const;
+  std::uint64_t waiting_tokens() const;
 
   void OnPeerUp(PeerId peer, const PeerInfo& info) override;
   bool AcceptWrite(PeerId, const WriteTag&, std::uint64_t, std::uint64_t) override { return false; }

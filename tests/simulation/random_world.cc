@@ -86,6 +86,7 @@ WorldOptions RandomWorld(std::uint64_t seed, int n_requests) {
   }
   options.compute_seconds = draw.Coin() ? 0.001 : 0.004;
   options.arrival_seconds = draw.Real(0.015, 0.04);
+  if (draw.Coin()) options.local_prefill_tokens = 48;
   if (draw.Coin(0.3)) options.cancel_probability = 0.1;
   const double until = options.arrival_seconds * n_requests;
   const auto some = [&](double seconds_each) { return 1 + static_cast<int>(until / seconds_each); };

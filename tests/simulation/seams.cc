@@ -114,6 +114,13 @@ Status LeaseSeam::Admit(const LeaseKey& key) {
   return status;
 }
 
+Status LeaseSeam::AdmitLocal(const LeaseKey& key) {
+  Known* known = Find(key);
+  Status status = table_.AdmitLocal(key);
+  if (status.ok() && known != nullptr) known->admitted = true;
+  return status;
+}
+
 LeaseActions LeaseSeam::Release(const LeaseKey& key, const Status& why, std::int64_t now) {
   return Alter(table_.Release(key, why, now), now);
 }

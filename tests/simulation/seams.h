@@ -25,6 +25,7 @@ class LeaseSeam {
   LeaseActions OnPeerFailure(PeerId peer, const Status& status, std::int64_t now);
   LeaseActions OnVerified(const LeaseKey& key, const Status& status, std::int64_t now);
   Status Admit(const LeaseKey& key);
+  Status AdmitLocal(const LeaseKey& key);
   LeaseActions Release(const LeaseKey& key, const Status& why, std::int64_t now);
   LeaseActions Tick(std::int64_t now);
 

@@ -32,10 +32,10 @@ inline std::string Explain(WorldOptions options, const Violation& violation) {
 
 inline void Print(const std::string& name, const WorldReport& r) {
   std::printf(
-      "%-12s requests %6d ok %6d cancelled %5d failed %4d  attempts %6d migrations %4d refused %5d  "
+      "%-12s requests %6d ok %6d cancelled %5d failed %4d  attempts %6d migrations %4d local %5d refused %5d  "
       "leases failed %5d expired %4d bad checksums %4d quarantined %6d  steps checked %7llu  %.0f s\n",
-      name.c_str(), r.n_requests, r.n_ok, r.n_cancelled, r.n_failed, r.n_attempts, r.n_migrations, r.n_refused,
-      r.n_lease_failures, r.n_lease_expiries, r.n_bad_checksums, r.n_quarantined,
+      name.c_str(), r.n_requests, r.n_ok, r.n_cancelled, r.n_failed, r.n_attempts, r.n_migrations, r.n_local,
+      r.n_refused, r.n_lease_failures, r.n_lease_expiries, r.n_bad_checksums, r.n_quarantined,
       static_cast<unsigned long long>(r.n_steps_checked), r.seconds);
 }
 

@@ -5,12 +5,12 @@
 
 #include "tests/simulation/decode_node.h"
 #include "tests/simulation/prefill_node.h"
-#include "tests/simulation/router.h"
+#include "tests/simulation/router_node.h"
 
 namespace zeroc::simulation {
 namespace {
 
-constexpr double kHeartbeatExpiry = 3;  // of a worker, at the router
+constexpr double kHeartbeatExpiry = 3;  // of a worker
 constexpr double kDetection = 1;        // of a dead process by its peers
 constexpr std::size_t kLogLines = 400;
 
@@ -37,6 +37,7 @@ void WorldReport::Add(const WorldReport& other) {
   n_attempts += other.n_attempts;
   n_migrations += other.n_migrations;
   n_refused += other.n_refused;
+  n_local += other.n_local;
   n_lease_failures += other.n_lease_failures;
   n_lease_expiries += other.n_lease_expiries;
   n_bad_checksums += other.n_bad_checksums;
@@ -62,10 +63,12 @@ World::World(const WorldOptions& options)
   };
   add(true, options_.n_decode, options_.decode_arena_bytes);
   add(false, options_.n_prefill, options_.prefill_arena_bytes);
-  router_ = std::make_unique<Router>(*this);
+  router_ = std::make_unique<RouterNode>(*this);
+  for (const auto& [name, slot] : slots_) Heartbeat(name);
 }
 
 World::~World() {
+  router_.reset();
   for (const auto& [name, slot] : slots_) network_.Kill(name);  // transports that say farewell would call the nodes
   // What never ended, as after a violation, is held by its own handlers.
   for (const std::weak_ptr<Call>& weak : calls_) {
@@ -93,6 +96,8 @@ void World::Boot(const std::string& name) {
   } else {
     slot.prefill = std::make_unique<PrefillNode>(*this, name, slot.memory->span());
   }
+  if (router_ != nullptr) router_->StreamBroke(name);  // its own is a new one
+  Heartbeat(name);
 }
 
 void World::Kill(const std::string& name) {
@@ -101,6 +106,10 @@ void World::Kill(const std::string& name) {
   network_.Kill(name);
   slot.decode = nullptr;
   slot.prefill = nullptr;
+  // Another process may have taken its place by then, and has a stream of its own.
+  network_.At(Random(kDetection), {}, [this, name, lives = slot.lives] {
+    if (slots_.at(name).lives == lives) router_->StreamBroke(name);
+  });
   for (const std::weak_ptr<Call>& weak : calls_) {
     const CallPtr call = weak.lock();
     if (call == nullptr || call->over() || call->worker() != name) continue;
@@ -123,7 +132,10 @@ std::int64_t World::NowNs(const std::string& node) const {
   return static_cast<std::int64_t>(network_.now_seconds() * 1e9) + 1 + slots_.at(node).clock_offset_ns;
 }
 
-void World::Heartbeat(const std::string& name) { slots_.at(name).last_heartbeat = network_.now_seconds(); }
+void World::Heartbeat(const std::string& name) {
+  slots_.at(name).last_heartbeat = network_.now_seconds();
+  if (router_ != nullptr && Serves(name)) router_->Heartbeat(name);
+}
 bool World::Alive(const std::string& name) const {
   return network_.now_seconds() - slots_.at(name).last_heartbeat < kHeartbeatExpiry;
 }
@@ -137,6 +149,12 @@ CallPtr World::NewCall(const std::string& worker) {
     network_.At(Random(kDetection), {}, [call] { call->Break(Unavailable("nobody listens there")); });
   }
   return call;
+}
+
+void World::BreakCalls() {
+  for (const std::weak_ptr<Call>& weak : std::vector<std::weak_ptr<Call>>(calls_)) {
+    if (const CallPtr call = weak.lock()) call->Break(Unavailable("the world has ended"));
+  }
 }
 
 void World::Failed(const std::string& kind, const std::string& text) {
@@ -317,6 +335,7 @@ void World::CheckNothingLeft() {
   for (const auto& [name, slot] : slots_) {
     if (slot.decode != nullptr) slot.decode->CheckArena();
   }
+  RunFor(1);  // what is under way arrives
   for (const std::weak_ptr<Call>& weak : calls_) {
     const CallPtr call = weak.lock();
     if (call != nullptr && !call->over() && !call->ended_by_worker()) {

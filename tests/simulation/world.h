@@ -28,7 +28,7 @@ namespace zeroc::simulation {
 
 class DecodeNode;
 class PrefillNode;
-class Router;
+class RouterNode;
 
 inline constexpr std::byte kPoison{0xa5};  // of free blocks
 
@@ -65,6 +65,7 @@ struct WorldOptions {
   int prompt_tokens_max = 260;
   int output_tokens_max = 8;
   double cancel_probability = 0;
+  int local_prefill_tokens = 0;  // the router's
   LeaseTable::Options leases;
   Sender::Options sender;
   std::vector<FaultEvent> faults;
@@ -85,6 +86,7 @@ struct Violation {
 struct WorldReport {
   int n_requests = 0, n_ok = 0, n_cancelled = 0, n_failed = 0;
   int n_attempts = 0, n_migrations = 0, n_refused = 0;  // reservations that found no room
+  int n_local = 0;                                      // prompts that decode computes itself
   int n_lease_failures = 0, n_lease_expiries = 0, n_bad_checksums = 0;
   int n_quarantined = 0;  // leases seen in quarantine at a tick
   std::uint64_t n_steps_checked = 0;
@@ -126,7 +128,7 @@ class World {
 
   // --- for nodes ---
   FakeNetwork& network() { return network_; }
-  Router& router() { return *router_; }
+  RouterNode& router() { return *router_; }
   std::mt19937_64& rng() { return rng_; }
   const WorldOptions& options() const { return options_; }
   WorldReport& report() { return report_; }
@@ -145,7 +147,9 @@ class World {
   std::vector<std::string> Names(bool decode) const;
   void Heartbeat(const std::string& name);
   bool Alive(const std::string& name) const;  // as the router sees it, by heartbeats
+  bool Serves(const std::string& name) const { return !Dead(slots_.at(name)); }
   CallPtr NewCall(const std::string& worker);
+  void BreakCalls();  // all of them, at once
   static const std::vector<std::shared_ptr<const KvFormat>>& Formats();
 
  private:
@@ -174,7 +178,7 @@ class World {
   FakeNetwork network_;
   std::map<std::string, Slot> slots_;
   std::vector<std::weak_ptr<Call>> calls_;
-  std::unique_ptr<Router> router_;
+  std::unique_ptr<RouterNode> router_;
   std::uint64_t next_request_ = 1;
 };
 
