@@ -418,7 +418,8 @@ TEST_P(Drill, AClockThatJumpsEndsLeasesButLosesNothing) {
   EXPECT_EQ(report.n_ok, report.n_requests);
 }
 
-// The link breaks with writes under way that land 1.5 s later; decode's clock jumps in between.
+// The link breaks with writes under way; decode's clock jumps. The writes land one after the other up to 1.8 s later,
+// in whatever state the blocks' next owners are then: one that lands before the block's own bytes does no harm.
 WorldReport ClockJumpsUnderADeadWriter(WorldOptions options) {
   options.decode_arena_bytes = 512 << 10;
   World world(options);
@@ -429,7 +430,7 @@ WorldReport ClockJumpsUnderADeadWriter(WorldOptions options) {
       world.network().At(0.2, {}, [&] { world.Apply({.fault = Fault::kCut, .node = "p0", .other = "d0"}); });
       world.network().At(0.25, {}, [&] { world.Apply({.fault = Fault::kClockJump, .node = "d0", .seconds = 1000}); });
     }
-    return FakeFate{.extra_delay_seconds = 1.5};
+    return FakeFate{.extra_delay_seconds = 0.6 + 0.13 * (n_late % 10)};
   });
   for (int i = 0; i < 30; ++i) {
     RequestSpec spec;
@@ -439,7 +440,7 @@ WorldReport ClockJumpsUnderADeadWriter(WorldOptions options) {
     world.Submit(spec);
     world.RunFor(0.1);
   }
-  EXPECT_GT(n_late, 0);
+  EXPECT_GT(n_late, 3);
   world.network().set_script({});
   return world.Finish();
 }
