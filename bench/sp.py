@@ -9,8 +9,8 @@ Each rank is a process with one compute thread, pinned to a core of its own. One
 prompt, in the same processes: the router that asks for two ranks is another one. A time is from the start of the
 prompt's computation to its first token; a ratio is the median of the rounds' ratios. At a rate router, decode and
 leader run in one network namespace, the follower in another, and everything goes over UCX's TCP; at `none`, over
-whatever UCX chooses on one host. Wants an otherwise idle machine. Exit code 0; 1 when something failed; 2 for bad
-usage.
+whatever UCX chooses on one host. The model's folder holds a plan with the profiles. Wants an otherwise idle machine.
+Exit code 0; 1 when something failed; 2 for bad usage.
 """
 
 import argparse
@@ -40,6 +40,8 @@ HOME, AWAY = 0, 1
 REQUEST_S = 600
 ONE, TWO = 0, 1  # routers: that asks for one rank, for both
 KV_MIB = 1024
+WARM_UP_TOKENS = 512  # before the rounds
+READY_S = 300  # a large model's weights are read and hashed
 
 
 class Failed(Exception):
@@ -94,7 +96,7 @@ class Group:
                        "--sp-followers", f"{self.host(AWAY)}:{base + 8}", "--sp-patience-ms", 120000)
             self.start("zeroc-prefill", AWAY, self.second, base + 8)
             for process, side, port in reversed(self.processes):
-                wait_until(lambda p=process, s=side, at=port: self.ready(p, s, at), START_S,
+                wait_until(lambda p=process, s=side, at=port: self.ready(p, s, at), READY_S,
                            f"{process.program} is ready")
             leader = self.processes[3][0]
             wait_until(lambda: "prefill group formed" in leader.log(), START_S, "the group is formed")
@@ -166,11 +168,12 @@ def measure(options, model, pair, rate, scheme, log_dir):
         for profile in options.profiles.split(","):
             seconds = {ONE: [], TWO: []}
             for round_idx in range(options.rounds + 1):
-                ids = [draw.randrange(10, min(vocab, 4000)) for _ in range(options.tokens)]
+                n_tokens = options.tokens if round_idx > 0 else min(options.tokens, WARM_UP_TOKENS)
+                ids = [draw.randrange(10, min(vocab, 4000)) for _ in range(n_tokens)]
                 for router in (ONE, TWO):
                     before = group.sp_bytes()
                     answer = group.prefill(router, ids, profile)
-                    if round_idx > 0:  # the first one warms up
+                    if round_idx > 0:
                         seconds[router].append(answer["phases"]["prefill"])
                 n_bytes = group.sp_bytes_since(before)
             ratios = sorted(one / two for one, two in zip(seconds[ONE], seconds[TWO], strict=True))
