@@ -147,10 +147,16 @@ class GroupDrills(GroupTest):
             time.sleep(delay_s)
             struck.signal(how)
             return answer
-        # Decode acknowledges nothing for a moment, so that the ranks have sent but are not done.
-        self.decode.signal(signal.SIGSTOP)
+        # Decode acknowledges nothing for a moment, so that the ranks have sent but are not done. In slices: a decode
+        # worker without heartbeats is taken for lost.
         try:
-            answer.wait_tokens(1)
+            while True:
+                self.decode.signal(signal.SIGSTOP)
+                time.sleep(0.2)
+                if answer.tokens or answer.seconds is not None:
+                    break
+                self.decode.signal(signal.SIGCONT)
+                time.sleep(0.2)
             struck.signal(how)
             time.sleep(0.2)
         finally:
