@@ -323,7 +323,6 @@ Status Calibrator::MakeLadder() {
   const LadderProbe::Models models{plain_.get(), folded_.get(), maps_};
   WindowedText text = ProbeText(texts_, options_.score.context, options_.probe_windows);
   ScoreOptions score = options_.score;
-  score.stride = std::max(score.stride, score.context * 3 / 4);  // prefilled in any case: a scored token costs little
   score = ScoreOf(std::move(score), text.begins, kBaseFiles[0]);
   probe_ = std::make_unique<LadderProbe>(models, std::move(text), bos_id_, std::move(score), "probe", *log_);
   if (options_.ladder.mass) {

@@ -33,8 +33,7 @@ struct CalibrationOptions {
   // is what +0.1 is at perplexity 5.5).
   double budget = 0.1;
   double budget_rel = 0.018;
-  // Of held-out windows; probes score the last three quarters of theirs.
-  ScoreOptions score{.context = 4096, .stride = 2048, .max_windows = 6};  // held-out windows are spread over the text
+  ScoreOptions score{.context = 4096, .stride = 2048, .max_windows = 4};  // held-out windows are spread over the text
   std::uint64_t seed = 0;                                                 // recorded; nothing is random
   // Results of the stages are kept in this file (and the maps in the same name + ".maps") until the plan is complete,
   // so that a calibration that was stopped goes on; empty: nothing is kept.

@@ -78,6 +78,10 @@ void PrefillGroup::Manage() {
       while (broken_.ok() && !stopping_) changed_.Wait(mu_);
       ready_ = false;
       status = broken_;
+      // The leader's request shall hear of the cause, not from decode that followers have left because of it.
+      const auto until = std::chrono::steady_clock::now() + options_.patience;
+      while (computing_ && !stopping_ && changed_.WaitUntil(mu_, until)) {
+      }
     }
     Dissolve();
     // A follower that is away for long is told of once.
@@ -204,6 +208,7 @@ Result<PrefillGroup::Begun> PrefillGroup::Begin(const v1::PrefillRequest& reques
     begun.comm = comm_;
     begun.number = ++n_begun_;
     share.set_epoch(epoch_);
+    computing_ = true;
   }
   share.set_number(begun.number);
   share.set_scheme(std::string(SpSchemeName(scheme)));
@@ -220,9 +225,16 @@ Result<PrefillGroup::Begun> PrefillGroup::Begin(const v1::PrefillRequest& reques
     // Who is too slow to answer is as good as lost; the deadline is ours, not the request's.
     if (status.code() == StatusCode::kDeadlineExceeded) status = Unavailable(std::string(status.message()));
     Break(status);
-    return status;
+    return status;  // Ended is called for it, too
   }
   return begun;
+}
+
+void PrefillGroup::Ended(const Status& status) {
+  if (!status.ok()) Break(status);
+  MutexLock lock(mu_);
+  computing_ = false;
+  changed_.NotifyAll();
 }
 
 // --- a follower ---

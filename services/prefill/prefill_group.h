@@ -54,14 +54,17 @@ class PrefillGroup {
     std::shared_ptr<Communicator> comm;
     std::uint32_t number = 0;
   };
-  // Every follower has taken its share: the caller computes its own now. Waits for the followers' answers, up to the
-  // patience each. kUnavailable while the group is not formed; what a follower refuses with ends the group.
+  // Every follower has taken its share: the caller computes its own now, then calls Ended. Waits for the followers'
+  // answers, up to the patience each. kUnavailable while the group is not formed; what a follower refuses with ends the
+  // group.
   Result<Begun> Begin(const v1::PrefillRequest& request, SpScheme scheme, std::chrono::milliseconds timeout);
 
-  // Ends the group, for everybody; it forms anew. Idempotent.
-  void Break(const Status& why);
+  // The leader's own share is over and its request knows how, also when Begin failed. A failure ends the group, for
+  // everybody; it forms anew.
+  void Ended(const Status& status);
 
  private:
+  void Break(const Status& why);
   struct Follower;
 
   void Manage();
@@ -76,6 +79,7 @@ class PrefillGroup {
   mutable Mutex mu_;
   CondVar changed_;
   bool stopping_ ZEROC_GUARDED_BY(mu_) = false;
+  bool computing_ ZEROC_GUARDED_BY(mu_) = false;  // from Begin to Ended
   std::uint64_t epoch_ ZEROC_GUARDED_BY(mu_) = 0;
   std::uint32_t n_begun_ ZEROC_GUARDED_BY(mu_) = 0;
   int n_formed_ ZEROC_GUARDED_BY(mu_) = 0;  // followers that said so

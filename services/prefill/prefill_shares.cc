@@ -149,12 +149,11 @@ bool PrefillCore::StepShare() {
 void PrefillCore::EndShare(const Status& status) {
   const Share share = std::move(shares_.front());
   shares_.pop_front();
-  if (status.ok()) return;
-  if (share.place.rank > 0) {
+  if (share.place.rank == 0) {
+    group_->Ended(share.comm != nullptr ? status : OkStatus());  // what never began is no reason to part
+  } else if (!status.ok()) {
     share.comm->Abort(status);
     member_->Report(share.epoch, share.options.job, status);
-  } else if (share.comm != nullptr) {
-    group_->Break(status);
   }
 }
 

@@ -33,7 +33,7 @@ class CalibrateCommand : public Command {
         ->option_text("FILE");
     app.add_option("--recall-set", recall_set_, "recall cases (zeroc recall --help); without it recall is not measured")
         ->option_text("FILE");
-    app.add_option("--recall-cases", n_recall_cases_, "cases taken, evenly over the groups; 0: all [24]")
+    app.add_option("--recall-cases", n_recall_cases_, "cases taken, evenly over the groups; 0: all [16]")
         ->check(CLI::Range(0, std::numeric_limits<int>::max()))
         ->option_text("N");
     app.add_option(
@@ -103,7 +103,7 @@ class CalibrateCommand : public Command {
     app.add_option("--score-stride", options_.score.stride, "tokens scored at the end of each window [2048]")
         ->check(CLI::Range(1, kMost))
         ->option_text("N");
-    app.add_option("--score-windows", options_.score.max_windows, "windows scored; 0: all of the held-out text [6]")
+    app.add_option("--score-windows", options_.score.max_windows, "windows scored; 0: all of the held-out text [4]")
         ->check(CLI::Range(0, kMost))
         ->option_text("N");
   }
@@ -232,7 +232,7 @@ class CalibrateCommand : public Command {
   std::vector<TextSlice> slices_;
   std::string heldout_, recall_set_, out_path_;
   TextSlice heldout_slice_;
-  int n_recall_cases_ = 24;
+  int n_recall_cases_ = 16;
   std::string basis_ = "balanced";
   bool no_hadamard_ = false, no_layer_axis_ = false, no_mass_ = false, no_young_ = false;
   bool no_standard_ = false;
