@@ -199,7 +199,6 @@ void Metrics::ObserveQueueTime(double seconds) { families_->queue.Get().Observe(
 void Metrics::ObservePrefillTime(double seconds) { families_->prefill.Get().Observe(seconds); }
 void Metrics::ObserveDecodeTime(double seconds) { families_->decode.Get().Observe(seconds); }
 void Metrics::SetRequestsRunning(double n) { families_->running.Get().Set(n); }
-void Metrics::AddRequestsRunning(double n) { families_->running.Get().Increment(n); }
 void Metrics::SetRequestsWaiting(double n) { families_->waiting.Get().Set(n); }
 void Metrics::SetRequestsSwapped(double n) { families_->swapped.Get().Set(n); }
 void Metrics::CountPreemption(int n) { families_->preemptions.Get().Increment(n); }

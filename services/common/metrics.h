@@ -55,8 +55,7 @@ class Metrics {
   void ObserveQueueTime(double seconds);
   void ObservePrefillTime(double seconds);
   void ObserveDecodeTime(double seconds);
-  void SetRequestsRunning(double n);  // a worker: those in its batch
-  void AddRequestsRunning(double n);  // a router: +1 for each that begins, -1 before its client hears of the end
+  void SetRequestsRunning(double n);
   void SetRequestsWaiting(double n);
   void SetRequestsSwapped(double n);   // preempted, their KV in ordinary memory
   void CountPreemption(int n = 1);     // n = 0: as CountRetry

@@ -23,7 +23,6 @@ RequestFlow::RequestFlow(const FlowContext& context, v1::GenerateRequest request
 }
 
 void RequestFlow::Start() {
-  if (is_client()) context_.metrics.AddRequestsRunning(1);
   Result<Choice> choice = Choose();
   MutexLock lock(mu_);
   if (ended_) return;
@@ -233,17 +232,15 @@ void RequestFlow::Finish() {
   final.mutable_usage()->set_completion_tokens(static_cast<std::uint32_t>(answer_.ids().size()));
   final.mutable_usage()->set_cached_tokens(n_cached_tokens_);
   *final.mutable_stats() = Stats();
-  Close(OkStatus());
   sink_->OnFinal(final);
-  LetGo("finished");
+  End(OkStatus(), "finished");
 }
 
 void RequestFlow::Fail(const Status& status, ErrorOrigin origin) {
   if (ended_) return;
   times_.last_token = context_.timers.Now();
-  Close(status);
   sink_->OnError(status, origin);
-  LetGo(StatusCodeName(status.code()));
+  End(status, StatusCodeName(status.code()));
 }
 
 void RequestFlow::FailAt(Role role, const Status& status) { Fail(Name(role, status), ErrorOrigin::kWorker); }
@@ -259,8 +256,7 @@ void RequestFlow::Cancel(const Status& why) {
   if (!ended_) Fail(why.WithContext(std::string("in phase ") + Phase()));
 }
 
-// Before the client hears of the end: the metrics that it may read next tell of its request as ended.
-void RequestFlow::Close(const Status& status) {
+void RequestFlow::End(const Status& status, std::string_view release_reason) {
   ended_ = true;
   context_.timers.Cancel(deadline_timer_);
   context_.timers.Cancel(stats_timer_);
@@ -269,10 +265,6 @@ void RequestFlow::Close(const Status& status) {
   context_.timers.Cancel(held_timer_);
   context_.queue.Leave(ticket_);
   Account(status);
-  if (is_client()) context_.metrics.AddRequestsRunning(-1);
-}
-
-void RequestFlow::LetGo(std::string_view release_reason) {
   if (attempt_ != nullptr) attempt_->Stop(release_reason);
   EndIfQuiet();
 }

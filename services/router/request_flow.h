@@ -151,8 +151,7 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
   void Finish() ZEROC_REQUIRES(mu_);
   void Fail(const Status& status, ErrorOrigin origin = ErrorOrigin::kRequest) ZEROC_REQUIRES(mu_);
   void FailAt(Role role, const Status& status) ZEROC_REQUIRES(mu_);
-  void Close(const Status& status) ZEROC_REQUIRES(mu_);
-  void LetGo(std::string_view release_reason) ZEROC_REQUIRES(mu_);
+  void End(const Status& status, std::string_view release_reason) ZEROC_REQUIRES(mu_);
   void EndIfQuiet() ZEROC_REQUIRES(mu_);
   // Runs `then` after `delay`, with the lock held, unless the flow has ended by then. Keeps the flow alive until then.
   TimerId After(Timers::Clock::duration delay, void (RequestFlow::*then)());

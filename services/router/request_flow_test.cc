@@ -70,25 +70,6 @@ TEST_F(RequestFlowTest, AWholeRequest) {
   EXPECT_NE(page.find("vllm:generation_tokens_total{model_name=\"test-model\"} 5"), std::string::npos);
 }
 
-TEST_F(RequestFlowTest, WhoHasTheAnswerFindsItInTheMetrics) {
-  std::string page;
-  sink_->at_end = [&] { page = metrics_.Render(); };
-  const std::string running = "vllm:num_requests_running{model_name=\"test-model\"} ";
-  Start(TestRequest("x", 1));
-  EXPECT_NE(metrics_.Render().find(running + "1"), std::string::npos);
-  decode_->Grant(7);
-  prefill_->FirstToken('a');
-  prefill_->Transferred();
-  EXPECT_NE(page.find(running + "0"), std::string::npos) << page;
-  EXPECT_NE(page.find("zeroc_request_jct_seconds_count{outcome=\"ok\",profile=\"q4\"} 1"), std::string::npos);
-
-  Start(TestRequest("x", 1));
-  decode_->Grant(8);
-  flow_->Cancel(Cancelled("by the client"));
-  EXPECT_NE(page.find(running + "0"), std::string::npos) << page;
-  EXPECT_NE(page.find("zeroc_request_jct_seconds_count{outcome=\"cancelled\",profile=\"q4\"} 1"), std::string::npos);
-}
-
 TEST_F(RequestFlowTest, CachedBeginningsAreLookedForPassedOnAndReported) {
   Start(TestRequest(std::string(64, 'x'), 1));
   EXPECT_EQ(decode_->reserves.back().prompt_ids_size(), 0) << "nothing of it can be in a cache of 64-token blocks";

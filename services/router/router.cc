@@ -54,12 +54,14 @@ Status Router::Admit(const std::string& id, const std::shared_ptr<RequestFlow>& 
   if (!running_.emplace(id, flow).second) {
     return {StatusCode::kAlreadyExists, "a request with this request_id is running"};
   }
+  context_.metrics.SetRequestsRunning(static_cast<double>(running_.size()));
   return OkStatus();
 }
 
 void Router::Forget(const std::string& id) {
   MutexLock lock(mu_);
   running_.erase(id);
+  context_.metrics.SetRequestsRunning(static_cast<double>(running_.size()));
   if (running_.empty()) idle_.NotifyAll();
 }
 

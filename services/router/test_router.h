@@ -96,7 +96,6 @@ class RecordingSink : public ResponseSink {
     final = x;
     events += "final ";
     ++ends;
-    if (at_end) at_end();
   }
   void OnError(const Status& x, ErrorOrigin from) override {
     MutexLock lock(mu_);
@@ -104,10 +103,8 @@ class RecordingSink : public ResponseSink {
     origin = from;
     events += "error ";
     ++ends;
-    if (at_end) at_end();
   }
 
-  std::function<void()> at_end;  // what a client does that waits for nothing else
   // Read them from the thread that drives the flow.
   v1::Started started;
   v1::Final final;

@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import pathlib
+import random
 import re
 import signal
 import socket
@@ -35,11 +36,15 @@ _ports_given = set()
 
 
 def free_port():
-    """A loopback TCP port that is free now. Never given twice, so that a test cannot collide with itself."""
-    for _ in range(100):
+    """A loopback TCP port that is free now. Never given twice, so that a test cannot collide with itself; below those
+    that the kernel gives to outgoing connections, so that it stays free while a service is started again."""
+    for _ in range(1000):
+        port = random.randrange(10_000, 32_000)
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
         if port not in _ports_given:
             _ports_given.add(port)
             return port

@@ -6,7 +6,7 @@ import re
 import unittest
 
 import texts
-from cluster import Cluster, ClusterTest
+from cluster import SETTLE_S, Cluster, ClusterTest, wait_until
 
 # Base names; a histogram shows as _bucket, _sum and _count.
 PROMISED = """
@@ -29,6 +29,8 @@ class MetricsTest(ClusterTest):
         cls.cluster.wait_ready()
         cls.bodies = [cls.cluster.complete(prompt, max_tokens=16, ignore_eos=True)
                       for prompt in (texts.SHORT, texts.LONG, texts.LONG)]
+        # The books are closed just behind the last byte of an answer.
+        wait_until(lambda: cls.cluster.router.metric("vllm:num_requests_running") == 0, SETTLE_S, "the router is idle")
         cls.samples = {p.program: p.metrics() for p in cls.cluster.processes}
 
     def total(self, program, name, **labels):
