@@ -107,7 +107,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--eval", default="../shared/eval", help="folder of the text [../shared/eval]")
     parser.add_argument("--probe-windows", type=int, default=2, help="windows that probes are measured on [2]")
-    parser.add_argument("--windows", type=int, default=6, help="held-out windows of 2,048 scored tokens [6]")
+    parser.add_argument("--windows", type=int, default=4, help="held-out windows of 2,048 scored tokens [4]")
     parser.add_argument("--only", default="", help="only these parts, separated by commas ('all' first)")
     parser.add_argument("--fresh", action="store_true", help="do not use kept answers")
     parser.add_argument("--out", default="docs/results", help="folder for the results [docs/results]")

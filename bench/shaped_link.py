@@ -12,7 +12,6 @@ Exit code 0; 1 when something failed, tokens differ or the link is not as stated
 """
 
 import argparse
-import http.client
 import json
 import os
 import pathlib
@@ -28,7 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 
 from cluster import BIN_DIR, MODEL_DIR, REQUEST_S, START_S, Process, wait_until  # noqa: E402  (the path comes first)
-from shaped_pair import LinkError, ShapedPair, check_rights  # noqa: E402
+from shaped_pair import LinkError, ShapedPair, check_rights, http_request  # noqa: E402
 
 PROFILES = ["bf16", "q8", "q4", "q3", "q2"]
 UNITS = {"M": 10**6, "G": 10**9}
@@ -78,19 +77,6 @@ class Side(Process):
             return http_request(self.pair, self.side, port, "GET", "/readyz", None, 5)[0] == 200
         except OSError:
             return False
-
-
-def http_request(pair, side, port, method, path, body, timeout_s):
-    """(status, text) of a request that is sent and answered on that side."""
-    connection = http.client.HTTPConnection(pair.addresses[side], port, timeout=timeout_s)
-    try:
-        with pair.inside(side):
-            connection.connect()
-        connection.request(method, path, body=body, headers={"Content-Type": "application/json"})
-        response = connection.getresponse()
-        return response.status, response.read().decode()
-    finally:
-        connection.close()
 
 
 class Trio:

@@ -14,6 +14,7 @@ link; processes in them must have ended before.
 
 import contextlib
 import ctypes
+import http.client
 import os
 import shutil
 import socket
@@ -60,6 +61,20 @@ def command(*args):
     if done.returncode != 0:
         raise LinkError(f"{' '.join(args)}: {done.stderr.strip() or f'exit code {done.returncode}'}")
     return done.stdout
+
+
+def http_request(pair, side, port, method, path, body, timeout_s):
+    """(status, text) of a request that is sent and answered on that side; without a pair, on loopback."""
+    host = pair.addresses[side] if pair else "127.0.0.1"
+    connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+    try:
+        with pair.inside(side) if pair else contextlib.nullcontext():
+            connection.connect()
+        connection.request(method, path, body=body, headers={"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
 
 
 class ShapedPair:

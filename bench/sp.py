@@ -14,8 +14,6 @@ Exit code 0; 1 when something failed; 2 for bad usage.
 """
 
 import argparse
-import contextlib
-import http.client
 import itertools
 import json
 import os
@@ -32,7 +30,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "e2e"))
 
 from cluster import BIN_DIR, MODEL_DIR, START_S, Process, listen_flags, parse_metrics, wait_until  # noqa: E402
-from shaped_pair import LinkError, ShapedPair, check_rights  # noqa: E402
+from shaped_pair import LinkError, ShapedPair, check_rights, http_request  # noqa: E402
 from zeroc_cli import machine, machine_line, table  # noqa: E402
 
 UNITS = {"M": 10**6, "G": 10**9}
@@ -107,15 +105,7 @@ class Group:
         return self
 
     def ask(self, side, port, method, path, body=None, timeout_s=REQUEST_S):
-        connection = http.client.HTTPConnection(self.host(side), port, timeout=timeout_s)
-        try:
-            with self.pair.inside(side) if self.pair else contextlib.nullcontext():
-                connection.connect()
-            connection.request(method, path, body=body, headers={"Content-Type": "application/json"})
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-        finally:
-            connection.close()
+        return http_request(self.pair, side, port, method, path, body, timeout_s)
 
     def ready(self, process, side, port):
         if process.popen.poll() is not None:

@@ -181,7 +181,7 @@ class Calibrator {
   Status MakeMaps();
   Status MakeLadder();
   Status MeetBudgets();
-  Result<Profile> MeetBudget(const char* name, double budget_rel, const std::function<Status(double)>& show);
+  Result<Profile> MeetBudget(const char* name, double budget, const std::function<Status(double)>& show);
   Status Measure(std::span<Profile> profiles, const ProgressFn& progress);
   ScoreOptions ScoreOf(ScoreOptions score, std::vector<std::int64_t> begins, const char* base_file) const;
   Status MeasureRecall();
@@ -262,11 +262,10 @@ Status Calibrator::MakeMaps() {
   return log_->Add("maps", {1});
 }
 
-// The smallest profile whose promise on the held-out text is within the relative budget: of the measured rungs, then by
-// bisection over the bytes below the smallest of them that is within. The largest profile when none is.
-Result<Profile> Calibrator::MeetBudget(const char* name, double budget_rel, const std::function<Status(double)>& show) {
+// The smallest profile whose promise on the held-out text is within the budget (absolute): of the measured rungs, then
+// by bisection over the bytes below the smallest of them that is within. The largest profile when none is.
+Result<Profile> Calibrator::MeetBudget(const char* name, double budget, const std::function<Status(double)>& show) {
   constexpr int kSteps = 3;  // rungs are some 15 % apart: to two bytes in a hundred
-  const double budget = budget_rel * (*log_->Find("decode:" + ProfileHash(ladder_[0])))[0];
   std::vector<const Profile*> by_bytes;
   for (const Profile& profile : ladder_) {
     if (profile.cost.measured) by_bytes.push_back(&profile);
@@ -294,13 +293,13 @@ Result<Profile> Calibrator::MeetBudget(const char* name, double budget_rel, cons
 // A rung more for each of the two budgets.
 Status Calibrator::MeetBudgets() {
   const double ppl_base = (*log_->Find("decode:" + ProfileHash(ladder_[0])))[0];
-  const std::pair<const char*, double> budgets[] = {{"abs", options_.budget / ppl_base}, {"rel", options_.budget_rel}};
+  const std::pair<const char*, double> budgets[] = {{"abs", options_.budget}, {"rel", options_.budget_rel * ppl_base}};
   double done = 0;
   std::vector<Profile> found;
-  for (const auto& [name, budget_rel] : budgets) {
-    if (budget_rel <= 0) continue;
+  for (const auto& [name, budget] : budgets) {
+    if (budget <= 0) continue;
     const auto show = [this, done](double share) { return Show("budget", done + 0.5 * share); };
-    ZEROC_ASSIGN_OR_RETURN(Profile profile, MeetBudget(name, budget_rel, show));
+    ZEROC_ASSIGN_OR_RETURN(Profile profile, MeetBudget(name, budget, show));
     found.push_back(std::move(profile));
     done += 0.5;
   }

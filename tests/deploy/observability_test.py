@@ -342,8 +342,8 @@ class LiveTest(ClusterTest):
         answers = [Answer(cls.cluster, "Once", max_tokens=1500) for _ in range(4)]
         for answer in answers:
             answer.wait_tokens(5)
-        running = [worker for worker in cls.cluster.decode if worker.metric("vllm:num_requests_running") > 0]
-        lost = running[0]
+        lost = wait_until(lambda: [worker for worker in cls.cluster.decode
+                                   if worker.metric("vllm:num_requests_running") > 0], SETTLE_S, "decode runs them")[0]
         lost.kill()
         for answer in answers:
             answer.join(SETTLE_S * 3)
