@@ -1,6 +1,7 @@
 #include "services/common/grpc_server.h"
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 
@@ -10,6 +11,21 @@
 #include "services/common/grpc_status.h"
 
 namespace zeroc {
+namespace {
+
+// The threads that run gRPC's reactions end with the last channel or server that uses them, joined by whoever drops it.
+// A reaction may well do that (the last call to a lost worker holds the last reference to its channel): its thread then
+// "joins" itself, goes back to the queue that it freed, and gRPC 1.51 aborts. So one server, which listens nowhere and
+// is never dropped, uses them until the process ends.
+void KeepReactionThreads() {
+  [[maybe_unused]] static const grpc::Server* const keeper = [] {
+    grpc::ServerBuilder builder;
+    builder.RegisterCallbackGenericService(new grpc::CallbackGenericService());
+    return builder.BuildAndStart().release();
+  }();
+}
+
+}  // namespace
 
 grpc::Status ToGrpc(const Status& status) {
   if (status.ok()) return grpc::Status::OK;
@@ -26,6 +42,7 @@ Status FromGrpc(const grpc::Status& status) {
 Result<std::unique_ptr<GrpcServer>> GrpcServer::Start(const std::string& address, const GrpcLimits& limits,
                                                       const std::vector<grpc::Service*>& services,
                                                       const GrpcSecurity& security) {
+  KeepReactionThreads();
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::health::v1::HealthCheckResponse::descriptor();  // linked in, so that reflection finds it
@@ -69,6 +86,7 @@ void GrpcServer::Shutdown(std::chrono::milliseconds grace) {
 
 std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& address, const GrpcLimits& limits,
                                                const GrpcSecurity& security) {
+  KeepReactionThreads();
   grpc::ChannelArguments args;
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
