@@ -83,11 +83,6 @@ Result<SequenceId> DecodeEngine::Reserve(std::shared_ptr<const KvFormat> format,
                            std::to_string(max_tokens) + " tokens do not fit " + std::to_string(max_positions) +
                            " positions");
   }
-  for (const SequenceId id : preempted_) {
-    if (sequences_.at(id)->priority >= priority) {
-      return ResourceExhausted(std::to_string(preempted_.size()) + " preempted sequences wait for blocks");
-    }
-  }
   if (!prompt.empty() && prompt.size() != static_cast<std::size_t>(n_prompt_tokens)) {
     return InvalidArgument(std::to_string(prompt.size()) + " ids of a prompt of " + std::to_string(n_prompt_tokens));
   }
@@ -98,9 +93,15 @@ Result<SequenceId> DecodeEngine::Reserve(std::shared_ptr<const KvFormat> format,
   sequence->priority = priority;
   const std::uint64_t bytes = SequenceKv::BytesNeeded(*sequence->format, sequence->n_held_max(), 1);
   if (bytes > pool_.usage().bytes_total) {
-    return ResourceExhausted("a prompt of " + std::to_string(n_prompt_tokens) + " and an output of " +
-                             std::to_string(max_tokens) + " tokens take " + std::to_string(bytes) +
-                             " KV bytes, more than this worker's " + std::to_string(pool_.usage().bytes_total));
+    return Status(StatusCode::kOutOfRange, "a prompt of " + std::to_string(n_prompt_tokens) + " and an output of " +
+                                               std::to_string(max_tokens) + " tokens take " + std::to_string(bytes) +
+                                               " KV bytes, more than this worker's " +
+                                               std::to_string(pool_.usage().bytes_total));
+  }
+  for (const SequenceId id : preempted_) {
+    if (sequences_.at(id)->priority >= priority) {
+      return ResourceExhausted(std::to_string(preempted_.size()) + " preempted sequences wait for blocks");
+    }
   }
   if (cache_ != nullptr) sequence->prompt = std::move(prompt);
   const int room = RoomFor(*sequence, n_prompt_tokens);

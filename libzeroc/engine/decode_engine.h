@@ -68,7 +68,8 @@ class DecodeEngine {
   ~DecodeEngine();
 
   // Takes the blocks of the prompt, which stay where they are until Admit, and of headroom_tokens.
-  // kResourceExhausted: not now, or never when prompt and output exceed the pool. kInvalidArgument: beyond the model.
+  // kResourceExhausted: not now. kOutOfRange: never, as prompt and output exceed the whole pool. kInvalidArgument:
+  // beyond the model.
   // prompt: its tokens, for the prefix cache: the wire need not write kv(id)->n_shared_blocks(). Empty: not cached.
   Result<SequenceId> Reserve(std::shared_ptr<const KvFormat> format, int n_prompt_tokens, int max_tokens,
                              int priority = 0, std::vector<std::int32_t> prompt = {});

@@ -173,7 +173,7 @@ TEST_F(DecodePreemptionTest, WithoutSwapThePreemptedFailsAndSaysSo) {
 TEST_F(DecodePreemptionTest, WhatCanNeverFitIsRefusedAtOnce) {
   TightPool tight(Bytes(300));
   DecodeEngine decode(*model_, tight.pool(), {});
-  EXPECT_EQ(decode.Reserve(plain_, 64, 900).status().code(), StatusCode::kResourceExhausted);
+  EXPECT_EQ(decode.Reserve(plain_, 64, 900).status().code(), StatusCode::kOutOfRange);
   const auto id = decode.Reserve(plain_, 64, 200);
   ASSERT_TRUE(id.ok()) << id.status().ToString();
   decode.Release(*id);

@@ -110,7 +110,7 @@ struct Metrics::Families {
   Counters prefix_expected =
       MakeCounter("zeroc_policy_prefix_tokens_total", "Prompt tokens expected in the prefix cache of chosen workers.");
   Gauges ppl_increase = MakeGauge("zeroc_ppl_increase", "Perplexity increase of the last request, absolute.");
-  Counters retries = MakeCounter("zeroc_retries_total", "Attempts repeated on another worker.");
+  Counters retries = MakeCounter("zeroc_retries_total", "Attempts made again because a worker failed.");
   Gauges workers = MakeGauge("zeroc_workers", "Workers registered and healthy.");
 
   Gauges routers_registered = MakeGauge("zeroc_routers_registered", "Routers that have accepted this worker.");

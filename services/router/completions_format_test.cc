@@ -288,6 +288,7 @@ TEST_F(CompletionsFormat, ChatShapes) {
 TEST_F(CompletionsFormat, ErrorsAndTheirStatus) {
   const auto status_of = [](StatusCode code) { return HttpStatusOf({code, "x"}, ErrorOrigin::kRequest); };
   EXPECT_EQ(status_of(StatusCode::kInvalidArgument), 400);
+  EXPECT_EQ(status_of(StatusCode::kOutOfRange), 400);
   EXPECT_EQ(status_of(StatusCode::kNotFound), 404);
   EXPECT_EQ(status_of(StatusCode::kResourceExhausted), 429);
   EXPECT_EQ(status_of(StatusCode::kCancelled), 499);

@@ -47,7 +47,8 @@ std::optional<Candidate> Predict(const PolicyInput& input, std::size_t rung, std
 
   if (decode.kv_bytes_total > 0) {
     const auto total = static_cast<double>(decode.kv_bytes_total), free = static_cast<double>(decode.kv_bytes_free);
-    if (all_bytes > total) return std::nullopt;
+    const double held_max = prompt_bytes + per_token * std::max(input.n_output_max, input.n_output_tokens);
+    if (held_max > total) return std::nullopt;
     // Room comes back as the requests that hold the rest end.
     const double share = std::max(0.0, all_bytes - free) / std::max(1.0, total - free);
     candidate.room_seconds = share * decode.request_decode_seconds.value_or(0);

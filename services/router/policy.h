@@ -66,6 +66,7 @@ struct PolicyInput {
 
   double n_prompt_tokens = 0;
   double n_output_tokens = 0;  // expected
+  double n_output_max = 0;     // for which a worker must have memory; less than expected: no limit of its own
   std::optional<double> ttft_slo_seconds;
   std::optional<double> tpot_slo_seconds;
 

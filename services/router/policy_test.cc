@@ -149,6 +149,11 @@ TEST(Policy, WaitingForRoomIsAReasonToCompress) {
   EXPECT_EQ(scene.Chosen(), "q4 kv_pressure");
   scene.decodes[0].kv_bytes_total = 1'000;  // nothing does
   EXPECT_EQ(scene.Chosen(), "q4 budget");
+  scene.decodes[0] = {"d", 20'000'000, 20'000'000, Line{0.01, 0}, 1.0};
+  EXPECT_EQ(scene.Chosen(), "bf16 link_fast");
+  scene.input.n_output_max = 20'000;  // of which 100 are expected: q4 takes 9 MB with them, q8 15
+  scene.decodes[0].kv_bytes_total = scene.decodes[0].kv_bytes_free = 12'000'000;
+  EXPECT_EQ(scene.Chosen(), "q4 kv_pressure") << "memory for the whole answer there must be";
 }
 
 TEST(Policy, AnSloOutranksTheJct) {

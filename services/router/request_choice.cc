@@ -153,6 +153,7 @@ Result<RequestFlow::Decision> RequestFlow::DecideNow(std::uint64_t n_prompt, std
   if (request_.kv().has_max_ppl_increase()) input.max_ppl_increase = request_.kv().max_ppl_increase();
   input.n_prompt_tokens = static_cast<double>(n_prompt);
   input.n_output_tokens = estimates.ExpectedOutput(max_tokens);
+  input.n_output_max = max_tokens;
   if (request_.has_ttft_slo_ms()) input.ttft_slo_seconds = request_.ttft_slo_ms() / 1000;
   if (request_.has_tpot_slo_ms()) input.tpot_slo_seconds = request_.tpot_slo_ms() / 1000;
   input.prefills = prefill_views;

@@ -192,8 +192,9 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
   std::uint32_t n_attempts_ ZEROC_GUARDED_BY(mu_) = 0;
   int n_reserving_ ZEROC_GUARDED_BY(mu_) = 0;  // of stopped attempts too
   int n_retries_ ZEROC_GUARDED_BY(mu_) = 0;
-  std::uint32_t n_elsewhere_ ZEROC_GUARDED_BY(mu_) = 0;     // retries, and refused reservations tried elsewhere
+  std::uint32_t n_elsewhere_ ZEROC_GUARDED_BY(mu_) = 0;     // attempts after failed ones; full workers are no failure
   std::set<std::string> refused_by_ ZEROC_GUARDED_BY(mu_);  // decode workers, by this round of reserving
+  bool may_fit_ ZEROC_GUARDED_BY(mu_) = false;              // one of them is only full, not too small
   // Names of workers that an attempt was lost with: others are taken where there are others.
   std::set<std::string> avoided_prefill_ ZEROC_GUARDED_BY(mu_);
   std::set<std::string> avoided_decode_ ZEROC_GUARDED_BY(mu_);

@@ -22,18 +22,26 @@ void RequestFlow::OnTurn() {
   MutexLock lock(mu_);
   if (ended_ || ticket_ == AdmissionQueue::kNoTicket) return;
   refused_by_.clear();
+  may_fit_ = false;
   Result<AttemptPtr> attempt = NewAttempt();
   if (!attempt.ok()) return Fail(attempt.status());
   AskForRoom(std::move(*attempt));
 }
 
-// Workers are full now and then: the others are asked at once, and when all are full the request waits.
+// Workers are full now and then: the others are asked at once, and when all are full the request waits. One that no
+// worker could hold if it had nothing else to do ends.
 void RequestFlow::OnRefused(const Status& status) {
+  const bool too_small = status.code() == StatusCode::kOutOfRange;
   const bool full = status.code() == StatusCode::kResourceExhausted;
-  if (!full && status.code() != StatusCode::kUnavailable) return OnWorkerFailed(Role::kDecode, status);
+  if (!full && !too_small && status.code() != StatusCode::kUnavailable) return OnWorkerFailed(Role::kDecode, status);
   refused_by_.insert(attempt_->decode_worker.name());
+  may_fit_ = may_fit_ || !too_small;
   if (TryElsewhere(status)) return;
-  if (!full) return OnWorkerFailed(Role::kDecode, status);
+  if (too_small && !may_fit_) {
+    return FailAt(Role::kDecode, Status(status.code(), "no decode worker can ever hold it as profile " + rung_->name +
+                                                           ": " + std::string(status.message())));
+  }
+  if (!full && !too_small) return OnWorkerFailed(Role::kDecode, status);
   const Status refusal = Name(Role::kDecode, status);
   attempt_->Stop("refused");
   if (const Status queued = context_.queue.Refused(ticket_); !queued.ok()) return Fail(queued);
@@ -43,10 +51,12 @@ void RequestFlow::OnRefused(const Status& status) {
 bool RequestFlow::TryElsewhere(const Status& status) {
   Result<AttemptPtr> next = NewAttempt();
   if (!next.ok()) return false;
-  ++n_elsewhere_;
-  context_.metrics.CountRetry("reserve");
-  LogWarning("retry request=" + id() + " stage=reserve worker=" + attempt_->decode_worker.name() + " because=\"" +
-             status.ToString() + "\"");
+  if (status.code() == StatusCode::kUnavailable) {
+    ++n_elsewhere_;
+    context_.metrics.CountRetry("reserve");
+    LogWarning("retry request=" + id() + " stage=reserve worker=" + attempt_->decode_worker.name() + " because=\"" +
+               status.ToString() + "\"");
+  }
   attempt_->Stop("refused");
   Reserve(std::move(*next));
   return true;

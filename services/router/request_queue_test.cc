@@ -109,6 +109,39 @@ TEST_F(RequestQueueTest, ALargeRequestDoesNotHoldUpASmallOne) {
   router_.CancelAll(Cancelled("the test is over"));
 }
 
+TEST_F(RequestQueueTest, WhatNobodyCanEverHoldIsRefusedAtOnce) {
+  const auto larger = std::make_shared<ScriptedWorker>();
+  AddWorker(v1::WORKER_ROLE_DECODE, "d2", larger, 50);
+  const Status never(StatusCode::kOutOfRange, "9 bytes, more than this worker's 8");
+  Client client = Ask("a");
+  decode_->Refuse(never);
+  ASSERT_EQ(larger->reserves.size(), 1U) << "another worker may be larger";
+  larger->Refuse(never);
+  EXPECT_EQ(client.sink->error.ToString(),
+            "OUT_OF_RANGE: decode worker d2 in phase reserve: no decode worker can ever hold it as profile " +
+                larger->reserves[0].profile() + ": 9 bytes, more than this worker's 8");
+  EXPECT_EQ(queue_->n_waiting(), 0U);
+  EXPECT_EQ(router_.in_flight(), 0U);
+}
+
+TEST_F(RequestQueueTest, AWorkerThatIsTooSmallDoesNotEndTheWaitForAFullOne) {
+  const auto larger = std::make_shared<ScriptedWorker>();
+  AddWorker(v1::WORKER_ROLE_DECODE, "d2", larger, 200);
+  Client client = Ask("a");
+  for (std::size_t round = 1; round < 4; ++round) {
+    ASSERT_TRUE(WaitFor([&] { return larger->n_reserves == round; }));
+    larger->Refuse(ResourceExhausted("full"));
+    ASSERT_TRUE(WaitFor([&] { return decode_->n_reserves == round; }));
+    decode_->Refuse(Status(StatusCode::kOutOfRange, "too small"));
+    EXPECT_EQ(client.sink->ends, 0) << client.sink->error.ToString();
+  }
+  ASSERT_TRUE(WaitFor([&] { return larger->n_reserves == 4; }));
+  larger->Grant(7);
+  EXPECT_EQ(client.sink->events, "started ");
+  EXPECT_EQ(metrics_.Render().find("zeroc_retries_total{"), std::string::npos) << "waiting is no retry";
+  router_.CancelAll(Cancelled("the test is over"));
+}
+
 class NobodysTurnTest : public RequestQueueTest {
  protected:
   NobodysTurnTest() : RequestQueueTest(MakeConfig(), std::chrono::hours(1)) {}

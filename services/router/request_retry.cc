@@ -60,6 +60,7 @@ void RequestFlow::OnWorkerFailed(Role role, const Status& status) {
   ++n_retries_;
   ++n_elsewhere_;
   refused_by_.clear();
+  may_fit_ = false;
   attempt_->Stop("lost");
   Retry();
 }
