@@ -136,12 +136,15 @@ def totals(cluster):
     def seconds(worker, name):
         return sum(v for n, _, v in worker.metrics() if n == name)
 
-    prefill, router = cluster.prefill[0], cluster.router
+    def workers(name):  # decode workers compute short prompts themselves
+        return sum(seconds(worker, name) for worker in (*cluster.prefill, *cluster.decode))
+
+    router = cluster.router
     return {"router_cpu": cpu_seconds(router.popen.pid),
             "tokens": seconds(router, "vllm:generation_tokens_total"),
-            "worker_queue": seconds(prefill, "vllm:request_queue_time_seconds_sum"),
-            "worker_prefill": seconds(prefill, "vllm:request_prefill_time_seconds_sum"),
-            "worker_requests": seconds(prefill, "vllm:request_prefill_time_seconds_count"),
+            "worker_queue": workers("vllm:request_queue_time_seconds_sum"),
+            "worker_prefill": workers("vllm:request_prefill_time_seconds_sum"),
+            "worker_requests": workers("vllm:request_prefill_time_seconds_count"),
             "router_ttft": seconds(router, "vllm:time_to_first_token_seconds_sum"),
             "router_requests": seconds(router, "vllm:time_to_first_token_seconds_count")}
 
@@ -235,7 +238,7 @@ def table(result):
              "| | one stream at a time | under load |", "|---|---|---|"]
     for key, what in (("router_cpu_us_per_token", "router, CPU microseconds per token"),
                       ("ttft_mean_ms", "TTFT at the router, mean, ms"),
-                      ("worker_mean_ms", "of it queue and compute of the prefill worker, ms"),
+                      ("worker_mean_ms", "of it queue and compute of the worker that prefilled, ms"),
                       ("added_ttft_mean_ms", "the rest: router, reserve, RPC, ms")):
         lines.append(f"| {what} | {result['idle'][key]:.2f} | {result['loaded'][key]:.2f} |")
     lines += ["", "| seconds | p50 | p95 | p99 | max |", "|---|---|---|---|---|"]
