@@ -44,7 +44,7 @@ class Metrics {
   void AddSpBytes(std::string_view scheme, std::uint64_t bytes);  // to other ranks of a prefill group
   void ObserveKvCompressionRatio(double ratio);                   // raw / wire of one request
   void ObserveKvTransfer(double seconds);                         // first byte to last byte of one request
-  void SetKvBlocks(std::string_view state, double n);             // free, leased, resident, quarantine, ..
+  void SetKvBlocks(std::string_view state, double n);             // used, free, leased, resident, quarantined
   void CountLeaseExpired(int n = 1);                              // n = 0: as CountRetry
   void CountChecksumFailure(int n = 1);
 
@@ -67,7 +67,7 @@ class Metrics {
   void SetPrefixCacheBytes(double bytes);
   void CountSuccess(std::string_view finished_reason);  // stop, length
 
-  // What was chosen at start (transport, backend, isa, version, ..), as labels of zeroc_runtime_info = 1. Call once.
+  // What was chosen at start (backend, isa, transport_tls, ..), as labels of zeroc_runtime_info = 1. Call once.
   void SetRuntimeInfo(const std::map<std::string, std::string>& labels);
 
  private:

@@ -1,5 +1,5 @@
-// A worker's membership in the router's pool: one Register stream, a heartbeat every second, reconnects for ever with
-// bounded back-off.
+// A worker's membership in the router's pool: one Register stream, heartbeats as often as the router asks for them,
+// reconnects for ever with bounded back-off.
 //
 // Owns one thread. Thread-safe. A worker serves without it (tests, hand-run), the router just does not know it.
 #pragma once

@@ -15,8 +15,8 @@ struct ApiOptions {
   std::size_t parallel_choices_max = 16;   // of one HTTP request, computed at the same time; more wait their turn
 };
 
-// /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize, /health, /ping, /load, /version. The
-// router outlives the server.
+// /v1/completions, /v1/chat/completions, /v1/models, /tokenize, /detokenize, /tokenizer_info, /health, /ping, /load,
+// /version. The router outlives the server.
 std::vector<HttpServer::Route> ApiRoutes(Router& router, const ApiOptions& options = {});
 
 // Asks for an API key and counts requests, for every path but the probes and /metrics. `access` outlives the server.
