@@ -26,6 +26,7 @@ struct DecodeEngine::Sequence {
   int n_prompt_tokens = 0;
   int max_tokens = 0;
   int priority = 0;
+  bool local_prefill = false;
   std::vector<std::int32_t> prompt;  // for the prefix cache; empty: not cached
 
   // From Admit on.
@@ -76,7 +77,7 @@ const DecodeEngine::Sequence* DecodeEngine::Find(SequenceId id) const {
 }
 
 Result<SequenceId> DecodeEngine::Reserve(std::shared_ptr<const KvFormat> format, int n_prompt_tokens, int max_tokens,
-                                         int priority, std::vector<std::int32_t> prompt) {
+                                         int priority, std::vector<std::int32_t> prompt, int local_step_tokens) {
   const std::int64_t max_positions = model_.config().max_positions;
   if (n_prompt_tokens < 1 || max_tokens < 1 || std::int64_t{n_prompt_tokens} + max_tokens > max_positions) {
     return InvalidArgument("a prompt of " + std::to_string(n_prompt_tokens) + " and an output of " +
@@ -91,7 +92,12 @@ Result<SequenceId> DecodeEngine::Reserve(std::shared_ptr<const KvFormat> format,
   sequence->n_prompt_tokens = n_prompt_tokens;
   sequence->max_tokens = max_tokens;
   sequence->priority = priority;
-  const std::uint64_t bytes = SequenceKv::BytesNeeded(*sequence->format, sequence->n_held_max(), 1);
+  sequence->local_prefill = local_step_tokens > 0;
+  // The long steps of a prompt are over before the output grows; then their room is given back.
+  const int step_tokens = std::max(1, std::min(local_step_tokens, n_prompt_tokens));
+  const int room = RoomFor(*sequence, n_prompt_tokens);
+  const std::uint64_t bytes = std::max(SequenceKv::BytesNeeded(*sequence->format, sequence->n_held_max(), 1),
+                                       SequenceKv::BytesNeeded(*sequence->format, room, step_tokens));
   if (bytes > pool_.usage().bytes_total) {
     return Status(StatusCode::kOutOfRange, "a prompt of " + std::to_string(n_prompt_tokens) + " and an output of " +
                                                std::to_string(max_tokens) + " tokens take " + std::to_string(bytes) +
@@ -104,10 +110,9 @@ Result<SequenceId> DecodeEngine::Reserve(std::shared_ptr<const KvFormat> format,
     }
   }
   if (cache_ != nullptr) sequence->prompt = std::move(prompt);
-  const int room = RoomFor(*sequence, n_prompt_tokens);
-  ZEROC_ASSIGN_OR_RETURN(sequence->kv, sequence->prompt.empty()
-                                           ? SequenceKv::Create(pool_, sequence->format, room, 1)
-                                           : cache_->CreateSharing(sequence->format, sequence->prompt, room, 1));
+  const bool shares = !sequence->prompt.empty() && !sequence->local_prefill;  // all of a local one is written
+  ZEROC_ASSIGN_OR_RETURN(sequence->kv, shares ? cache_->CreateSharing(sequence->format, sequence->prompt, room, 1)
+                                              : SequenceKv::Create(pool_, sequence->format, room, step_tokens));
   const SequenceId id{next_id_++};
   sequences_[id] = std::move(sequence);
   return id;
@@ -118,13 +123,9 @@ const SequenceKv* DecodeEngine::kv(SequenceId id) const {
   return found == nullptr ? nullptr : found->kv.get();
 }
 
-Result<SequenceKv*> DecodeEngine::PrepareLocalPrefill(SequenceId id, int step_tokens_max) {
-  Sequence* sequence = Find(id);
-  if (sequence == nullptr) return NotFound("no " + Name(id));
-  if (sequence->listener != nullptr) return FailedPrecondition("the sequence was admitted before");
-  ZEROC_RETURN_IF_ERROR(sequence->kv->Unshare());  // all of it will be written
-  ZEROC_RETURN_IF_ERROR(sequence->kv->Resize(sequence->kv->max_tokens(), step_tokens_max));
-  return sequence->kv.get();
+SequenceKv* DecodeEngine::local_prefill_kv(SequenceId id) {
+  const Sequence* sequence = Find(id);
+  return sequence != nullptr && sequence->local_prefill && sequence->listener == nullptr ? sequence->kv.get() : nullptr;
 }
 
 Status DecodeEngine::Admit(SequenceId id, DecodeStart start) {

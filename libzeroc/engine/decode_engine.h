@@ -68,18 +68,19 @@ class DecodeEngine {
   ~DecodeEngine();
 
   // Takes the blocks of the prompt, which stay where they are until Admit, and of headroom_tokens.
+  // local_step_tokens: 0 for a prompt that a wire writes; else a PrefillEngine computes it here, in steps of so many.
   // kResourceExhausted: not now. kOutOfRange: never, as prompt and output exceed the whole pool. kInvalidArgument:
   // beyond the model.
   // prompt: its tokens, for the prefix cache: the wire need not write kv(id)->n_shared_blocks(). Empty: not cached.
   Result<SequenceId> Reserve(std::shared_ptr<const KvFormat> format, int n_prompt_tokens, int max_tokens,
-                             int priority = 0, std::vector<std::int32_t> prompt = {});
+                             int priority = 0, std::vector<std::int32_t> prompt = {}, int local_step_tokens = 0);
 
   // Null for an unknown id, and without blocks. Where the wire writes: kv(id)->BlocksAt(layer, n_prompt_tokens).
   const SequenceKv* kv(SequenceId id) const;
 
-  // For a reserved sequence that no wire writes: where a PrefillEngine may compute the prompt in steps of
-  // step_tokens_max. kResourceExhausted when the longer steps have no room; kNotFound; kFailedPrecondition (admitted).
-  Result<SequenceKv*> PrepareLocalPrefill(SequenceId id, int step_tokens_max);
+  // Where a PrefillEngine computes the prompt of a sequence that was reserved with local_step_tokens and not admitted
+  // yet; null for others.
+  SequenceKv* local_prefill_kv(SequenceId id);
 
   // The wire is done and verified, or the prompt was computed in place. Finishes at once when the first token ends the
   // request. kNotFound, kFailedPrecondition (admitted before).

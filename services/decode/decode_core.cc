@@ -132,14 +132,16 @@ Result<v1::ReserveResponse> DecodeCore::ReserveOnEngine(const v1::ReserveRequest
   const int n_prompt_tokens = static_cast<int>(request.n_prompt_tokens());
   std::vector<std::int32_t> prompt;
   if (cache_ != nullptr) prompt = IdsFromProto(request.prompt_ids());
-  ZEROC_ASSIGN_OR_RETURN(
-      const SequenceId sequence,
-      engine_->Reserve(format, n_prompt_tokens, static_cast<int>(request.max_tokens()), request.priority(), prompt));
+  // A prompt that waits to be computed here holds all that it needs, so no two can wait for each other.
+  const int local_step_tokens = request.local_prefill() ? options_.local_prefill_chunk_tokens : 0;
+  ZEROC_ASSIGN_OR_RETURN(const SequenceId sequence,
+                         engine_->Reserve(format, n_prompt_tokens, static_cast<int>(request.max_tokens()),
+                                          request.priority(), prompt, local_step_tokens));
   const int n_present = engine_->kv(sequence)->n_shared_blocks();
   BlockTable table =
       BlockTable::Of(*engine_->kv(sequence), n_prompt_tokens, model_.fingerprint(), model_.plan_id(), n_present);
-  if (!prompt.empty()) {
-    table.set_prompt_hash(PromptHash(prompt));
+  if (!prompt.empty()) table.set_prompt_hash(PromptHash(prompt));
+  if (!prompt.empty() && !request.local_prefill()) {
     metrics_.AddPrefixCacheLookup(prompt.size(), static_cast<std::uint64_t>(table.n_present_tokens()));
   }
   auto owned = std::make_shared<Request>();
@@ -149,6 +151,7 @@ Result<v1::ReserveResponse> DecodeCore::ReserveOnEngine(const v1::ReserveRequest
   owned->priority = request.priority();
   owned->sequence = sequence;
   owned->n_prompt_tokens = n_prompt_tokens;
+  owned->local_prefill = request.local_prefill();
   owned->kv_bytes = table.n_bytes() + table.n_present_bytes();
   {
     MutexLock lock(mu_);
@@ -213,6 +216,9 @@ void DecodeCore::Generate(const v1::DecodeRequest& request, std::shared_ptr<Even
     } else if (found->request_id != request.request_id() ||
                static_cast<std::uint32_t>(found->n_prompt_tokens) != request.n_prompt_tokens()) {
       refused = FailedPrecondition(name + " was reserved for another request or prompt length");
+    } else if (found->local_prefill != request.local_prefill()) {
+      refused = FailedPrecondition(name + " was reserved for a prompt that " +
+                                   (found->local_prefill ? "this worker computes" : "a prefill worker sends"));
     } else if (found->sink != nullptr) {
       refused = Status(StatusCode::kAlreadyExists, name + ": another call waits for it already");
     } else if (request.local_prefill()) {
@@ -323,13 +329,17 @@ void DecodeCore::OnFailed(const LeaseFailed& failed) {
 
 void DecodeCore::OnReturn(const LeaseKey& key) {
   RequestPtr request;
+  std::shared_ptr<EventSink<v1::DecodeEvent>> sink;
   {
     MutexLock lock(mu_);
     const auto it = requests_.find(key.lease_id);
     if (it == requests_.end()) return;
     request = std::move(it->second);
+    sink = request->sink;
     requests_.erase(it);
   }
+  // A Generate that came between the lease's end and here has heard nothing yet; every other has.
+  if (sink != nullptr) sink->End(Cancelled("lease " + std::to_string(key.lease_id) + " is over"));
   // The engine holds the request as a listener until then.
   engine_thread_->Post([this, request] {
     if (request->prefill_job.has_value()) local_prefill_->Release(*request->prefill_job);

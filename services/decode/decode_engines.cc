@@ -88,11 +88,8 @@ void DecodeCore::Admit(Request& request, v1::DecodeEvent event, SampledToken fir
 // --- a prompt that is computed here ---
 
 void DecodeCore::PrefillOnEngine(const RequestPtr& request, std::int64_t deadline_ns) {
-  if (engine_->kv(request->sequence) == nullptr) return;  // released meanwhile
-  // Room for the longer steps is taken now: what waits holds all that it needs, so no two can wait for each other.
-  const Result<SequenceKv*> kv = engine_->PrepareLocalPrefill(
-      request->sequence, std::min(options_.local_prefill_chunk_tokens, request->n_prompt_tokens));
-  if (!kv.ok()) return request->OnFailed(kv.status());
+  SequenceKv* const kv = engine_->local_prefill_kv(request->sequence);
+  if (kv == nullptr) return;  // released meanwhile
   PrefillJob job;
   job.tokens = request->prompt;
   job.sampling = request->sampling;
@@ -100,7 +97,7 @@ void DecodeCore::PrefillOnEngine(const RequestPtr& request, std::int64_t deadlin
   job.n_streamed = request->n_streamed;
   job.priority = request->priority;
   job.deadline_ns = deadline_ns;
-  job.into = *kv;
+  job.into = kv;
   const Result<PrefillJobId> id = local_prefill_->Submit(std::move(job));
   if (!id.ok()) return request->OnFailed(id.status());
   request->prefill_job = *id;

@@ -22,6 +22,7 @@ struct DecodeCore::Request final : DecodeListener, PrefillListener {
   int priority = 0;
   SequenceId sequence{};
   int n_prompt_tokens = 0;
+  bool local_prefill = false;
   std::uint64_t kv_bytes = 0;  // of the prompt, resident once committed
 
   // What Generate brought; constant from then on.

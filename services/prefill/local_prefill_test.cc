@@ -27,6 +27,12 @@ struct LocalOutcome {
   v1::DecodeFinal final;
 };
 
+v1::ReserveRequest LocalReserve(Cluster& cluster, int n_tokens, int max_tokens, const std::string& profile) {
+  v1::ReserveRequest reserve = cluster.ReserveFor(n_tokens, max_tokens, profile);
+  reserve.set_local_prefill(true);
+  return reserve;
+}
+
 v1::DecodeRequest LocalRequest(const v1::ReserveRequest& reserve, const v1::Lease& lease,
                                const std::vector<std::int32_t>& prompt, const v1::SamplingParams& sampling) {
   v1::DecodeRequest request;
@@ -83,7 +89,7 @@ TEST(LocalPrefillTest, GivesTheTokensOfARemoteOne) {
     for (const int n : {1, 64, 65, 300, 700}) {
       SCOPED_TRACE(profile + " " + std::to_string(n));
       const v1::SamplingParams sampling = Sampling(12, n == 300 ? 0.8f : 0);
-      const v1::ReserveRequest reserve = cluster.ReserveFor(n, 12, profile);
+      const v1::ReserveRequest reserve = LocalReserve(cluster, n, 12, profile);
       v1::Lease lease;
       ASSERT_TRUE(cluster.Reserve(reserve, &lease).ok());
       const LocalOutcome outcome = Generate(cluster, LocalRequest(reserve, lease, Prompt(n), sampling));
@@ -111,7 +117,7 @@ TEST(LocalPrefillTest, GoesOnWhereAnEarlierAttemptBroke) {
   const Completion alone = Alone("bf16", tokens, sampling);
   tokens.insert(tokens.end(), alone.ids.begin(), alone.ids.begin() + 7);
   sampling.set_max_tokens(9);
-  const v1::ReserveRequest reserve = cluster.ReserveFor(207, 9, "bf16");
+  const v1::ReserveRequest reserve = LocalReserve(cluster, 207, 9, "bf16");
   v1::Lease lease;
   ASSERT_TRUE(cluster.Reserve(reserve, &lease).ok());
   v1::DecodeRequest request = LocalRequest(reserve, lease, tokens, sampling);
@@ -123,7 +129,7 @@ TEST(LocalPrefillTest, GoesOnWhereAnEarlierAttemptBroke) {
 
 TEST(LocalPrefillTest, AFirstTokenThatEndsTheRequestIsTheWholeAnswer) {
   Cluster cluster(WireKind::kLoopbackAm);
-  const v1::ReserveRequest reserve = cluster.ReserveFor(100, 1, "bf16");
+  const v1::ReserveRequest reserve = LocalReserve(cluster, 100, 1, "bf16");
   v1::Lease lease;
   ASSERT_TRUE(cluster.Reserve(reserve, &lease).ok());
   const LocalOutcome outcome = Generate(cluster, LocalRequest(reserve, lease, Prompt(100), Sampling(1)));
@@ -139,8 +145,8 @@ TEST(LocalPrefillTest, DecodeGoesOnBetweenTheChunks) {
   DecodeCore::Options options = Cluster::DecodeOptions(30'000, 96 << 20);
   options.local_prefill_chunk_tokens = 64;
   Cluster cluster(WireKind::kLoopbackAm, options);
-  const v1::ReserveRequest short_reserve = cluster.ReserveFor(10, 1500, "bf16");
-  const v1::ReserveRequest long_reserve = cluster.ReserveFor(1900, 2, "bf16");
+  const v1::ReserveRequest short_reserve = LocalReserve(cluster, 10, 1500, "bf16");
+  const v1::ReserveRequest long_reserve = LocalReserve(cluster, 1900, 2, "bf16");
   v1::Lease short_lease, long_lease;
   ASSERT_TRUE(cluster.Reserve(short_reserve, &short_lease).ok());
   ASSERT_TRUE(cluster.Reserve(long_reserve, &long_lease).ok());
@@ -174,7 +180,7 @@ TEST(LocalPrefillTest, ACancelOrDeadlineInMidPromptReturnsAllBlocks) {
   Cluster cluster(WireKind::kLoopbackAm, options);
   for (const int deadline_ms : {1, 15, 40, 100}) {
     SCOPED_TRACE(deadline_ms);
-    const v1::ReserveRequest reserve = cluster.ReserveFor(2000, 40, "q4");
+    const v1::ReserveRequest reserve = LocalReserve(cluster, 2000, 40, "q4");
     v1::Lease lease;
     ASSERT_TRUE(cluster.Reserve(reserve, &lease).ok());
     const LocalOutcome outcome =
@@ -187,7 +193,7 @@ TEST(LocalPrefillTest, ACancelOrDeadlineInMidPromptReturnsAllBlocks) {
     EXPECT_TRUE(cluster.Settles());
   }
   // By the lease, while the prompt waits behind its own chunks.
-  const v1::ReserveRequest reserve = cluster.ReserveFor(2000, 40, "bf16");
+  const v1::ReserveRequest reserve = LocalReserve(cluster, 2000, 40, "bf16");
   v1::Lease lease;
   ASSERT_TRUE(cluster.Reserve(reserve, &lease).ok());
   std::thread releasing([&] {
@@ -201,7 +207,7 @@ TEST(LocalPrefillTest, ACancelOrDeadlineInMidPromptReturnsAllBlocks) {
 
 TEST(LocalPrefillTest, RefusesWhatItCannotCompute) {
   Cluster cluster(WireKind::kLoopbackAm);
-  const v1::ReserveRequest reserve = cluster.ReserveFor(100, 4, "bf16");
+  const v1::ReserveRequest reserve = LocalReserve(cluster, 100, 4, "bf16");
   v1::Lease lease;
   ASSERT_TRUE(cluster.Reserve(reserve, &lease).ok());
   const auto code = [&](const std::function<void(v1::DecodeRequest&)>& change) {
@@ -217,6 +223,7 @@ TEST(LocalPrefillTest, RefusesWhatItCannotCompute) {
               r.set_n_prompt_tokens(99);
             }),
             grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_EQ(code([](auto& r) { r.set_local_prefill(false); }), grpc::StatusCode::FAILED_PRECONDITION);
   // None of these has touched the lease.
   EXPECT_EQ(code([](auto&) {}), grpc::StatusCode::OK);
   EXPECT_TRUE(cluster.Settles());
@@ -225,10 +232,65 @@ TEST(LocalPrefillTest, RefusesWhatItCannotCompute) {
   EXPECT_TRUE(cluster.Settles());
 }
 
+// The router's Generate and Release travel on streams of their own, and may meet.
+TEST(LocalPrefillTest, AGenerateThatMeetsItsLeasesEndIsEnded) {
+  Cluster cluster(WireKind::kLoopbackAm);
+  for (int i = 0; i < 200; ++i) {
+    const v1::ReserveRequest reserve =
+        i % 2 == 0 ? LocalReserve(cluster, 10, 2, "bf16") : cluster.ReserveFor(10, 2, "bf16");
+    v1::Lease lease;
+    ASSERT_TRUE(cluster.Reserve(reserve, &lease).ok());
+    std::thread releasing([&] { cluster.decode().Release({lease.lease_id(), lease.generation()}, "test"); });
+    v1::DecodeRequest request = LocalRequest(reserve, lease, Prompt(10), Sampling(2));
+    request.set_local_prefill(reserve.local_prefill());
+    const grpc::Status status = Generate(cluster, request, nullptr, seconds(20)).status;
+    releasing.join();
+    ASSERT_NE(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED) << i;
+  }
+  EXPECT_TRUE(cluster.Settles());
+}
+
+// A lack of room is told by Reserve, which the router waits for, and never later.
+TEST(LocalPrefillTest, WhatIsReservedHasAllTheRoomThatItNeeds) {
+  DecodeCore::Options options = Cluster::DecodeOptions(30'000, 3 << 20);
+  options.swap_bytes = 0;
+  options.prefix_cache_share = 0.5;
+  Cluster cluster(WireKind::kLoopbackAm, options);
+  int n_granted = 0, n_refused = 0, n_never = 0;
+  for (const std::string profile : {"bf16", "q4"}) {
+    for (int n = 64; n < 1900; n += 150) {
+      SCOPED_TRACE(profile + " " + std::to_string(n));
+      // Two that wait for each other's beginning of the prompt would both count on it.
+      std::vector<std::pair<v1::ReserveRequest, v1::Lease>> held;
+      for (int i = 0; i < 2; ++i) {
+        v1::ReserveRequest reserve = LocalReserve(cluster, n, 4, profile);
+        const std::vector<std::int32_t> prompt = Prompt(n);
+        reserve.mutable_prompt_ids()->Assign(prompt.begin(), prompt.end());
+        v1::ReserveResponse response;
+        const grpc::Status status = cluster.Reserve(reserve, &response);
+        n_refused += status.error_code() == grpc::StatusCode::RESOURCE_EXHAUSTED;
+        n_never += status.error_code() == grpc::StatusCode::OUT_OF_RANGE;
+        if (!status.ok()) continue;
+        EXPECT_EQ(response.n_cached_tokens(), 0U) << "nothing is taken from the cache, so nothing is promised";
+        held.emplace_back(reserve, response.lease());
+      }
+      for (const auto& [reserve, lease] : held) {
+        const LocalOutcome outcome = Generate(cluster, LocalRequest(reserve, lease, Prompt(n), Sampling(4)));
+        EXPECT_TRUE(outcome.status.ok()) << outcome.status.error_message();
+        ++n_granted;
+      }
+      EXPECT_TRUE(cluster.Settles());
+    }
+  }
+  EXPECT_GT(n_granted, 0);
+  EXPECT_GT(n_refused, 0);
+  EXPECT_GT(n_never, 0);
+}
+
 // A prefill worker that was told of the same lease is refused, and harms nothing.
 TEST(LocalPrefillTest, NoWriterMayComeAfterwards) {
   Cluster cluster(WireKind::kLoopbackAm, 300);
-  const v1::ReserveRequest reserve = cluster.ReserveFor(300, 200, "bf16");
+  const v1::ReserveRequest reserve = LocalReserve(cluster, 300, 200, "bf16");
   v1::Lease lease;
   ASSERT_TRUE(cluster.Reserve(reserve, &lease).ok());
   Outcome late;
@@ -264,7 +326,7 @@ TEST(DecodePressureTest, RequestsThatOutgrowTheMemoryAllEnd) {
   std::vector<v1::ReserveRequest> reserves;
   std::vector<v1::Lease> leases(kRequests);
   for (int i = 0; i < kRequests; ++i) {
-    reserves.push_back(cluster.ReserveFor(60 + i, kTokens, "bf16"));
+    reserves.push_back(LocalReserve(cluster, 60 + i, kTokens, "bf16"));
     const grpc::Status status = cluster.Reserve(reserves.back(), &leases[static_cast<std::size_t>(i)]);
     ASSERT_TRUE(status.ok()) << status.error_message();
   }

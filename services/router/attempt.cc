@@ -30,6 +30,7 @@ void Attempt::Reserve(Deadline deadline, UnaryDone<v1::ReserveResponse> done) {
   reserve.set_model_fingerprint(plan_.model_fingerprint);
   reserve.set_layout_hash(plan_.layout_hash);
   reserve.set_priority(plan_.priority);
+  reserve.set_local_prefill(plan_.local_prefill);
   // For its prefix cache, whose blocks are of 64 tokens.
   if (n_prompt_tokens() > kPrefixTokensMin) {
     reserve.mutable_prompt_ids()->Assign(plan_.token_ids.begin(), plan_.token_ids.end());
