@@ -42,6 +42,7 @@ HttpAnswer::HttpAnswer(Router& router, std::shared_ptr<HttpExchange> exchange, s
       headers_(std::move(headers)),
       plans_(std::move(plans)),
       formatter_(request.kind, id_, UnixSeconds(), router.model().name, *router.model().codec, request.shape, plans_),
+      hold_(router.Hold()),
       begun_(plans_.size(), false) {}
 
 void HttpAnswer::Start() {
@@ -55,6 +56,7 @@ void HttpAnswer::StartMore() {
   for (;;) {
     v1::GenerateRequest generate;
     std::size_t choice = 0;
+    bool first = false;
     {
       MutexLock lock(mu_);
       if (ended_ || next_ == plans_.size() || n_running_ >= parallel_max_) return;
@@ -64,11 +66,13 @@ void HttpAnswer::StartMore() {
         continue;
       }
       ++n_running_;
+      first = !std::exchange(admitted_, true);
       generate = std::move(plans_[choice].generate);
       generate.set_request_id(plans_.size() == 1 ? id_ : id_ + "-" + std::to_string(choice));
     }
-    const auto flow =
-        router_.Generate(std::move(generate), std::nullopt, std::make_shared<ChoiceSink>(shared_from_this(), choice));
+    auto sink = std::make_shared<ChoiceSink>(shared_from_this(), choice);
+    const auto flow = first ? router_.Generate(std::move(generate), std::nullopt, std::move(sink))
+                            : router_.GenerateMore(std::move(generate), std::move(sink));
     bool ended = false;
     {
       MutexLock lock(mu_);
@@ -83,7 +87,7 @@ void HttpAnswer::CancelAll(const Status& why) {
   std::vector<std::weak_ptr<RequestFlow>> flows;
   {
     MutexLock lock(mu_);
-    ended_ = true;
+    SetEnded();
     flows = flows_;
   }
   for (const auto& weak : flows) {
@@ -137,7 +141,7 @@ void HttpAnswer::EndChoice(std::size_t choice, const v1::Final& final) {
     formatter_.AddFinal(choice, final);
   }
   if (++n_ended_ < plans_.size()) return;
-  ended_ = true;
+  SetEnded();
   if (!stream_) return exchange_->Respond({200, "application/json", formatter_.Body(), headers_});
   exchange_->Write(formatter_.EndEvents());
   exchange_->Finish();
@@ -145,7 +149,8 @@ void HttpAnswer::EndChoice(std::size_t choice, const v1::Final& final) {
 
 void HttpAnswer::OnError(const Status& status, ErrorOrigin origin) {
   MutexLock lock(mu_);
-  if (std::exchange(ended_, true)) return;
+  if (ended_) return;
+  SetEnded();
   exchange_->Post(
       [self = shared_from_this()] { self->CancelAll(Cancelled("another choice of the request has failed")); });
   if (streaming_) {

@@ -41,6 +41,11 @@ class HttpAnswer : public std::enable_shared_from_this<HttpAnswer> {
   void OnFinal(std::size_t choice, const v1::Final& final);
   void OnError(const Status& status, ErrorOrigin origin);
 
+  // No choice is to come.
+  void SetEnded() ZEROC_REQUIRES(mu_) {
+    ended_ = true;
+    hold_.reset();
+  }
   void BeginStream() ZEROC_REQUIRES(mu_);
   void Begin(std::size_t choice) ZEROC_REQUIRES(mu_);
   void EndChoice(std::size_t choice, const v1::Final& final) ZEROC_REQUIRES(mu_);
@@ -56,8 +61,10 @@ class HttpAnswer : public std::enable_shared_from_this<HttpAnswer> {
   std::vector<ChoicePlan> plans_ ZEROC_GUARDED_BY(mu_);
   CompletionFormatter formatter_ ZEROC_GUARDED_BY(mu_);
   std::vector<std::weak_ptr<RequestFlow>> flows_ ZEROC_GUARDED_BY(mu_);
-  std::vector<bool> begun_ ZEROC_GUARDED_BY(mu_);  // per choice: its first event is out
-  bool streaming_ ZEROC_GUARDED_BY(mu_) = false;   // the status line has gone out
+  std::shared_ptr<const void> hold_ ZEROC_GUARDED_BY(mu_);  // until the end
+  std::vector<bool> begun_ ZEROC_GUARDED_BY(mu_);           // per choice: its first event is out
+  bool streaming_ ZEROC_GUARDED_BY(mu_) = false;            // the status line has gone out
+  bool admitted_ ZEROC_GUARDED_BY(mu_) = false;             // by the router, with the first choice
   bool ended_ ZEROC_GUARDED_BY(mu_) = false;
   std::size_t next_ ZEROC_GUARDED_BY(mu_) = 0;  // choice to start
   std::size_t n_running_ ZEROC_GUARDED_BY(mu_) = 0;

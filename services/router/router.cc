@@ -28,13 +28,31 @@ Router::~Router() {
 
 std::shared_ptr<RequestFlow> Router::Generate(v1::GenerateRequest request, std::optional<Deadline> client_deadline,
                                               std::shared_ptr<ResponseSink> sink, RequestKind kind) {
+  return StartFlow(std::move(request), client_deadline, std::move(sink), kind, Part::kFirst);
+}
+
+std::shared_ptr<RequestFlow> Router::GenerateMore(v1::GenerateRequest request, std::shared_ptr<ResponseSink> sink) {
+  return StartFlow(std::move(request), std::nullopt, std::move(sink), RequestKind::kClient, Part::kMore);
+}
+
+std::shared_ptr<const void> Router::Hold() {
+  MutexLock lock(mu_);
+  ++n_held_;
+  return {this, [](Router* router) {
+            MutexLock lock(router->mu_);
+            if (--router->n_held_ == 0 && router->idle()) router->idle_.NotifyAll();
+          }};
+}
+
+std::shared_ptr<RequestFlow> Router::StartFlow(v1::GenerateRequest request, std::optional<Deadline> client_deadline,
+                                               std::shared_ptr<ResponseSink> sink, RequestKind kind, Part part) {
   if (request.request_id().empty()) request.set_request_id(NewRequestId());
   const std::string id = request.request_id();
   ResponseSink& answer = *sink;
   // Callbacks of workers may keep a flow alive after the router; on_end has run by then.
   auto flow = std::make_shared<RequestFlow>(
       context_, std::move(request), client_deadline, std::move(sink), [this, id] { Forget(id); }, kind);
-  if (const Status status = Admit(id, flow); !status.ok()) {
+  if (const Status status = Admit(id, flow, part); !status.ok()) {
     LogWarning("refused request=" + id + " because=\"" + std::string(status.message()) + "\"");
     if (kind == RequestKind::kClient)
       context_.metrics.ObserveJct("none", status.code() == StatusCode::kUnavailable ? "draining" : "refused", 0);
@@ -45,10 +63,10 @@ std::shared_ptr<RequestFlow> Router::Generate(v1::GenerateRequest request, std::
   return flow;
 }
 
-Status Router::Admit(const std::string& id, const std::shared_ptr<RequestFlow>& flow) {
+Status Router::Admit(const std::string& id, const std::shared_ptr<RequestFlow>& flow, Part part) {
   MutexLock lock(mu_);
-  if (draining_) return Unavailable("the router is stopping");
-  if (running_.size() >= in_flight_max_) {
+  if (closed_ || (draining_ && part == Part::kFirst)) return Unavailable("the router is stopping");
+  if (running_.size() >= in_flight_max_ && part == Part::kFirst) {
     return ResourceExhausted("too many requests in flight: " + std::to_string(running_.size()));
   }
   if (!running_.emplace(id, flow).second) {
@@ -62,7 +80,7 @@ void Router::Forget(const std::string& id) {
   MutexLock lock(mu_);
   running_.erase(id);
   context_.metrics.SetRequestsRunning(static_cast<double>(running_.size()));
-  if (running_.empty()) idle_.NotifyAll();
+  if (idle()) idle_.NotifyAll();
 }
 
 Status Router::Abort(const std::string& request_id) {
@@ -112,8 +130,8 @@ void Router::StopAccepting() {
 bool Router::WaitIdle(std::chrono::milliseconds timeout) {
   const auto until = std::chrono::steady_clock::now() + timeout;
   MutexLock lock(mu_);
-  while (!running_.empty()) {
-    if (!idle_.WaitUntil(mu_, until)) return running_.empty();
+  while (!idle()) {
+    if (!idle_.WaitUntil(mu_, until)) return idle();
   }
   return true;
 }
@@ -122,6 +140,7 @@ void Router::CancelAll(const Status& why) {
   std::vector<std::shared_ptr<RequestFlow>> flows;
   {
     MutexLock lock(mu_);
+    closed_ = draining_;
     for (const auto& entry : running_) {
       if (auto flow = entry.second.lock()) flows.push_back(std::move(flow));
     }

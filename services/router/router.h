@@ -25,6 +25,11 @@ class Router {
   // Never null; Cancel on an ended flow does nothing.
   std::shared_ptr<RequestFlow> Generate(v1::GenerateRequest request, std::optional<Deadline> client_deadline,
                                         std::shared_ptr<ResponseSink> sink, RequestKind kind = RequestKind::kClient);
+  // The same for another part of a client's request whose first part was admitted (more choices, more prompts): only
+  // CancelAll of a draining router refuses it.
+  std::shared_ptr<RequestFlow> GenerateMore(v1::GenerateRequest request, std::shared_ptr<ResponseSink> sink);
+  // While it is held, parts of a request are still to come: the router is not idle.
+  std::shared_ptr<const void> Hold();
   // kNotFound when no such request runs.
   Status Abort(const std::string& request_id);
 
@@ -42,14 +47,20 @@ class Router {
   bool IsIdle(std::size_t others_max) const;
 
  private:
-  Status Admit(const std::string& id, const std::shared_ptr<RequestFlow>& flow);
+  enum class Part { kFirst, kMore };
+  std::shared_ptr<RequestFlow> StartFlow(v1::GenerateRequest request, std::optional<Deadline> client_deadline,
+                                         std::shared_ptr<ResponseSink> sink, RequestKind kind, Part part);
+  Status Admit(const std::string& id, const std::shared_ptr<RequestFlow>& flow, Part part);
   void Forget(const std::string& id);
+  bool idle() const ZEROC_REQUIRES(mu_) { return running_.empty() && n_held_ == 0; }
 
   const FlowContext& context_;
   const std::size_t in_flight_max_;
   mutable Mutex mu_;
   CondVar idle_;
   bool draining_ ZEROC_GUARDED_BY(mu_) = false;
+  bool closed_ ZEROC_GUARDED_BY(mu_) = false;  // what ran was cancelled
+  int n_held_ ZEROC_GUARDED_BY(mu_) = 0;
   std::map<std::string, std::weak_ptr<RequestFlow>> running_ ZEROC_GUARDED_BY(mu_);
 };
 

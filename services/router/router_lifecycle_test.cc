@@ -2,6 +2,8 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
+
 #include "services/common/test_http_client.h"
 #include "services/router/test_grpc_router.h"
 
@@ -9,6 +11,7 @@ namespace zeroc {
 namespace {
 
 using std::chrono::milliseconds;
+using Json = nlohmann::json;
 
 TEST_F(RouterGrpcTest, ALostWorkerLeavesThePoolAndComesBack) {
   WaitReady();
@@ -50,6 +53,23 @@ TEST_F(RouterGrpcTest, AStoppingRouterFinishesWhatRunsAndTakesNothingNew) {
   EXPECT_TRUE(reader->Finish().ok());
   EXPECT_EQ(text, "Abcdefghijklmnopqrstuvwxy");
   EXPECT_TRUE(router_.WaitIdle(milliseconds(5000)));
+  ExpectBaseline();
+}
+
+// The batch is admitted once, and as a whole: not until it is over is the router idle, and no limit cuts it short.
+TEST_F(RouterGrpcTest, AStoppingRouterFinishesABatchWithPromptsThatWait) {
+  WaitReady();
+  Json body = {{"prompt", std::vector<std::string>(20, "n")}, {"max_tokens", 900}, {"top_k", 7}, {"stop", "f"}};
+  TestHttpClient client(http_->port());
+  client.Post("/v1/completions", body.dump());
+  ASSERT_TRUE(WaitFor([this] { return router_.in_flight() == 16; })) << router_.in_flight();
+  router_.StopAccepting();
+  EXPECT_TRUE(router_.WaitIdle(milliseconds(20'000)));
+  const std::string answer = client.ReadResponse();
+  ASSERT_TRUE(answer.starts_with("HTTP/1.1 200 ")) << answer;
+  const Json json = Json::parse(answer.substr(answer.find("\r\n\r\n") + 4));
+  ASSERT_EQ(json["choices"].size(), 20U);
+  for (const Json& choice : json["choices"]) EXPECT_EQ(choice["text"], "Abcde");
   ExpectBaseline();
 }
 
