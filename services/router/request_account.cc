@@ -79,6 +79,8 @@ void RequestFlow::Learn() const {
 void RequestFlow::CountMetrics(const std::string& outcome, const v1::RequestStats& stats) {
   const v1::PhaseSeconds& phases = stats.phases();
   Metrics& metrics = context_.metrics;
+  // Scored tokens of a prompt: the answer's `usage` counts them as the prompt's, too.
+  const std::size_t n_forced = std::min(answer_.ids().size(), static_cast<std::size_t>(sampling_.forced_ids_size()));
   metrics.ObserveJct(rung_ != nullptr ? rung_->name : "none", outcome, stats.jct_seconds());
   if (outcome == "ok") {
     metrics.ObservePhase("queue", phases.queue());
@@ -92,9 +94,9 @@ void RequestFlow::CountMetrics(const std::string& outcome, const v1::RequestStat
     metrics.ObservePrefillTime(phases.prefill());
     metrics.ObserveDecodeTime(phases.decode());
     metrics.CountSuccess(answer_.finish_reason() == v1::FINISH_REASON_LENGTH ? "length" : "stop");
-    metrics.AddPromptTokens(prompt_ids_.size());
+    metrics.AddPromptTokens(prompt_ids_.size() + n_forced);
   }
-  metrics.AddGenerationTokens(answer_.ids().size());
+  metrics.AddGenerationTokens(answer_.ids().size() - n_forced);
   if (stats.kv_bytes().wire() > 0) {
     metrics.AddKvBytes("raw", stats.kv_bytes().raw());
     metrics.AddKvBytes("packed", stats.kv_bytes().packed());

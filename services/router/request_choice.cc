@@ -64,7 +64,7 @@ WorkerPool::Choice RequestFlow::Wanted(Role role, std::uint64_t n_prompt, std::u
   WorkerPool::Choice wanted;
   wanted.n_tokens = role == Role::kPrefill ? n_prompt : n_prompt + max_tokens;
   wanted.avoided = role == Role::kPrefill ? avoided_prefill_ : avoided_decode_;
-  if (role == Role::kDecode) wanted.excluded = refused_by_;
+  if (role == Role::kDecode) wanted.excluded = round_.refused_by;
   return wanted;
 }
 

@@ -69,7 +69,7 @@ void RequestFlow::OnReserved(const AttemptPtr& attempt, const Status& status, co
   if (!IsCurrent(attempt)) return;  // lost while it reserved; the next one may still wait
   if (!status.ok()) return OnRefused(status);
   if (!times_.first_token.has_value()) times_.reserve_end = context_.timers.Now();
-  refused_by_.clear();
+  round_ = {};
   context_.timers.Cancel(std::exchange(queue_timer_, TimerId::kNone));
   context_.queue.Admitted(std::exchange(ticket_, AdmissionQueue::kNoTicket));
   SendStarted();
@@ -193,7 +193,10 @@ void RequestFlow::Emit(const v1::Tokens& tokens) {
   const auto now = context_.timers.Now();
   if (times_.last_token.has_value() && tokens.ids_size() > 0 && is_client()) {
     const double seconds = std::chrono::duration<double>(now - *times_.last_token).count() / tokens.ids_size();
-    for (int i = 0; i < tokens.ids_size(); ++i) context_.metrics.ObserveInterTokenLatency(seconds);
+    // Forced tokens are the client's own, scored: no answer of ours.
+    const std::size_t n_after = answer_.ids().size() + static_cast<std::size_t>(tokens.ids_size());
+    const std::size_t n_begin = std::max(answer_.ids().size(), static_cast<std::size_t>(sampling_.forced_ids_size()));
+    for (std::size_t i = n_begin; i < n_after; ++i) context_.metrics.ObserveInterTokenLatency(seconds);
   }
   Result<v1::Delta> delta = answer_.Add(tokens);
   if (!delta.ok()) return FailAt(Role::kDecode, delta.status());

@@ -104,6 +104,13 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
     bool all_ranks = false;       // of the prefill worker's group, if it has one
   };
 
+  // Decode workers are asked one after the other until one has room: what those said that had none.
+  struct Round {
+    std::set<std::string> refused_by;
+    bool any_full = false;      // it has room when others end
+    bool all_too_small = true;  // none ever has
+  };
+
   Result<Choice> Choose() const;
   WorkerPool::Choice Wanted(Role role, std::uint64_t n_prompt, std::uint32_t max_tokens) const ZEROC_REQUIRES(mu_);
   bool MayTakeAllRanks(std::uint64_t n_prompt) const ZEROC_REQUIRES(mu_);
@@ -192,9 +199,8 @@ class RequestFlow : public std::enable_shared_from_this<RequestFlow> {
   std::uint32_t n_attempts_ ZEROC_GUARDED_BY(mu_) = 0;
   int n_reserving_ ZEROC_GUARDED_BY(mu_) = 0;  // of stopped attempts too
   int n_retries_ ZEROC_GUARDED_BY(mu_) = 0;
-  std::uint32_t n_elsewhere_ ZEROC_GUARDED_BY(mu_) = 0;     // attempts after failed ones; full workers are no failure
-  std::set<std::string> refused_by_ ZEROC_GUARDED_BY(mu_);  // decode workers, by this round of reserving
-  bool may_fit_ ZEROC_GUARDED_BY(mu_) = false;              // one of them is only full, not too small
+  std::uint32_t n_elsewhere_ ZEROC_GUARDED_BY(mu_) = 0;  // attempts after failed ones; full workers are no failure
+  Round round_ ZEROC_GUARDED_BY(mu_);
   // Names of workers that an attempt was lost with: others are taken where there are others.
   std::set<std::string> avoided_prefill_ ZEROC_GUARDED_BY(mu_);
   std::set<std::string> avoided_decode_ ZEROC_GUARDED_BY(mu_);

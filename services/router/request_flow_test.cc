@@ -228,6 +228,15 @@ TEST_F(RequestFlowTest, ForcedTokensStopNothingAndHaveNoText) {
   EXPECT_EQ(sink_->n_tokens, 6);
   decode_->Final(v1::FINISH_REASON_LENGTH);
   EXPECT_EQ(sink_->final.stop_reason_case(), v1::Final::STOP_REASON_NOT_SET);
+  const std::string page = metrics_.Render();
+  const auto value = [&](const std::string& name) {
+    const std::string series = name + "{model_name=\"test-model\"} ";
+    const std::size_t at = page.find(series);
+    return at == std::string::npos ? -1 : std::stoi(page.substr(at + series.size()));
+  };
+  EXPECT_EQ(value("vllm:prompt_tokens_total"), 1 + 3) << "forced tokens are the client's own";
+  EXPECT_EQ(value("vllm:generation_tokens_total"), 3);
+  EXPECT_EQ(value("vllm:inter_token_latency_seconds_count"), 3);
 }
 
 TEST_F(RequestFlowTest, RefusedRequestsReachNoWorker) {

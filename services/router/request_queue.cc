@@ -21,8 +21,7 @@ void RequestFlow::AskForRoom(AttemptPtr attempt) {
 void RequestFlow::OnTurn() {
   MutexLock lock(mu_);
   if (ended_ || ticket_ == AdmissionQueue::kNoTicket) return;
-  refused_by_.clear();
-  may_fit_ = false;
+  round_ = {};
   Result<AttemptPtr> attempt = NewAttempt();
   if (!attempt.ok()) return Fail(attempt.status());
   AskForRoom(std::move(*attempt));
@@ -34,14 +33,15 @@ void RequestFlow::OnRefused(const Status& status) {
   const bool too_small = status.code() == StatusCode::kOutOfRange;
   const bool full = status.code() == StatusCode::kResourceExhausted;
   if (!full && !too_small && status.code() != StatusCode::kUnavailable) return OnWorkerFailed(Role::kDecode, status);
-  refused_by_.insert(attempt_->decode_worker.name());
-  may_fit_ = may_fit_ || !too_small;
+  round_.refused_by.insert(attempt_->decode_worker.name());
+  round_.any_full |= full;
+  round_.all_too_small &= too_small;
   if (TryElsewhere(status)) return;
-  if (too_small && !may_fit_) {
+  if (round_.all_too_small) {
     return FailAt(Role::kDecode, Status(status.code(), "no decode worker can ever hold it as profile " + rung_->name +
                                                            ": " + std::string(status.message())));
   }
-  if (!full && !too_small) return OnWorkerFailed(Role::kDecode, status);
+  if (!full && !too_small && !round_.any_full) return OnWorkerFailed(Role::kDecode, status);
   const Status refusal = Name(Role::kDecode, status);
   attempt_->Stop("refused");
   if (const Status queued = context_.queue.Refused(ticket_); !queued.ok()) return Fail(queued);
@@ -53,7 +53,7 @@ bool RequestFlow::TryElsewhere(const Status& status) {
   if (!next.ok()) return false;
   if (status.code() == StatusCode::kUnavailable) {
     ++n_elsewhere_;
-    context_.metrics.CountRetry("reserve");
+    if (is_client()) context_.metrics.CountRetry("reserve");
     LogWarning("retry request=" + id() + " stage=reserve worker=" + attempt_->decode_worker.name() + " because=\"" +
                status.ToString() + "\"");
   }

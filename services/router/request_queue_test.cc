@@ -142,6 +142,23 @@ TEST_F(RequestQueueTest, AWorkerThatIsTooSmallDoesNotEndTheWaitForAFullOne) {
   router_.CancelAll(Cancelled("the test is over"));
 }
 
+TEST_F(RequestQueueTest, AWorkerThatIsLostDoesNotEndTheWaitForAFullOne) {
+  const auto larger = std::make_shared<ScriptedWorker>();
+  AddWorker(v1::WORKER_ROLE_DECODE, "d2", larger, 200);
+  Client client = Ask("a");
+  for (std::size_t round = 1; round < 6; ++round) {  // more than retries_max
+    ASSERT_TRUE(WaitFor([&] { return larger->n_reserves == round; }));
+    larger->Refuse(ResourceExhausted("full"));
+    ASSERT_TRUE(WaitFor([&] { return decode_->n_reserves == round; }));
+    decode_->Refuse(Unavailable("no connection"));
+    EXPECT_EQ(client.sink->ends, 0) << client.sink->error.ToString();
+  }
+  ASSERT_TRUE(WaitFor([&] { return larger->n_reserves == 6; }));
+  larger->Grant(7);
+  EXPECT_EQ(client.sink->events, "started ");
+  router_.CancelAll(Cancelled("the test is over"));
+}
+
 class NobodysTurnTest : public RequestQueueTest {
  protected:
   NobodysTurnTest() : RequestQueueTest(MakeConfig(), std::chrono::hours(1)) {}

@@ -54,13 +54,12 @@ void RequestFlow::OnWorkerFailed(Role role, const Status& status) {
   }
   if (role == Role::kDecode || either) avoided_decode_.insert(attempt_->decode_worker.name());
   const char* const stage = !attempt_->running() ? "reserve" : role == Role::kPrefill ? "prefill" : "decode";
-  context_.metrics.CountRetry(stage);
+  if (is_client()) context_.metrics.CountRetry(stage);
   LogWarning("retry request=" + id() + " stage=" + stage + " n_streamed=" + std::to_string(answer_.ids().size()) +
              " because=\"" + last_failure_.ToString() + "\"");
   ++n_retries_;
   ++n_elsewhere_;
-  refused_by_.clear();
-  may_fit_ = false;
+  round_ = {};
   attempt_->Stop("lost");
   Retry();
 }
