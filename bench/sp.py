@@ -10,6 +10,8 @@ prompt, in the same processes: the router that asks for two ranks is another one
 prompt's computation to its first token; a ratio is the median of the rounds' ratios. At a rate router, decode and
 leader run in one network namespace, the follower in another, and everything goes over UCX's TCP; at `none`, over
 whatever UCX chooses on one host. The model's folder holds a plan with the profiles. Wants an otherwise idle machine.
+Beside each ratio stands the most that this machine allows: how much more two prefills do that share nothing but it, one
+on each core, than one alone on a core, measured between the rounds.
 Exit code 0; 1 when something failed; 2 for bad usage.
 """
 
@@ -39,6 +41,7 @@ REQUEST_S = 600
 ONE, TWO = 0, 1  # routers: that asks for one rank, for both
 KV_MIB = 1024
 WARM_UP_TOKENS = 512  # before the rounds
+ALONE_TOKENS = 2048  # of the prompts that share nothing
 READY_S = 300  # a large model's weights are read and hashed
 
 
@@ -150,13 +153,32 @@ class Group:
                 print(f"--- {process.program}\n{process.log()[-2000:]}", file=sys.stderr)
 
 
+def both_cores(model, profile, n_tokens):
+    """Tokens per second of two prefills at once, one on each core, over those of one alone."""
+    cores = sorted(os.sched_getaffinity(0))
+
+    def start(core):
+        return subprocess.Popen(["taskset", "-c", str(core), BIN_DIR / "zeroc", "bench", "prefill", "--model", model,
+                                 "--profile", profile, "--prompt-tokens", str(n_tokens), "--repeat", "1",
+                                 "--threads", "1", "--json"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    def rate(process):
+        text, _ = process.communicate(timeout=REQUEST_S)
+        if process.returncode != 0:
+            raise Failed(f"zeroc bench prefill ended with {process.returncode}")
+        return json.loads(text)["tokens_per_s"]
+
+    alone = rate(start(cores[0]))
+    return sum(map(rate, [start(cores[0]), start(cores[-1])])) / alone
+
+
 def measure(options, model, pair, rate, scheme, log_dir):
     rows = []
     vocab = json.loads((pathlib.Path(model) / "config.json").read_text())["vocab_size"]
     draw = random.Random(1)
     with Group(pair, model, scheme, log_dir) as group:
         for profile in options.profiles.split(","):
-            seconds = {ONE: [], TWO: []}
+            seconds, machine_ratios = {ONE: [], TWO: []}, []
             for round_idx in range(options.rounds + 1):
                 n_tokens = options.tokens if round_idx > 0 else min(options.tokens, WARM_UP_TOKENS)
                 ids = [draw.randrange(10, min(vocab, 4000)) for _ in range(n_tokens)]
@@ -166,20 +188,25 @@ def measure(options, model, pair, rate, scheme, log_dir):
                     if round_idx > 0:
                         seconds[router].append(answer["phases"]["prefill"])
                 n_bytes = group.sp_bytes_since(before)
+                if round_idx > 0:
+                    machine_ratios.append(both_cores(model, profile, min(options.tokens, ALONE_TOKENS)))
             ratios = sorted(one / two for one, two in zip(seconds[ONE], seconds[TWO], strict=True))
             rows.append({"model": pathlib.Path(model).name, "rate": rate, "scheme": scheme, "profile": profile,
                          "tokens": options.tokens, "seconds_1": seconds[ONE], "seconds_2": seconds[TWO],
                          "ratio": statistics.median(ratios), "ratio_min": ratios[0], "ratio_max": ratios[-1],
+                         "machine_ratio": statistics.median(machine_ratios), "machine_ratios": machine_ratios,
                          "bytes_per_rank": n_bytes})
-            print(f"{rows[-1]['model']} {rate} {scheme} {profile}: {rows[-1]['ratio']:.2f}x", file=sys.stderr)
+            print(f"{rows[-1]['model']} {rate} {scheme} {profile}: {rows[-1]['ratio']:.2f}x of "
+                  f"{rows[-1]['machine_ratio']:.2f}x", file=sys.stderr)
     return rows
 
 
 def show(rows):
-    head = ["model", "link", "scheme", "profile", "1 rank, s", "2 ranks, s", "ratio (least, greatest)", "MB per rank"]
+    head = ["model", "link", "scheme", "profile", "1 rank, s", "2 ranks, s", "ratio (least, greatest)",
+            "two that share nothing", "MB per rank"]
     return table(head, [[r["model"], r["rate"], r["scheme"], r["profile"], f"{statistics.median(r['seconds_1']):.3f}",
                          f"{statistics.median(r['seconds_2']):.3f}",
-                         f"{r['ratio']:.2f} ({r['ratio_min']:.2f}, {r['ratio_max']:.2f})",
+                         f"{r['ratio']:.2f} ({r['ratio_min']:.2f}, {r['ratio_max']:.2f})", f"{r['machine_ratio']:.2f}",
                          f"{r['bytes_per_rank'] / 1e6:.2f}"] for r in rows])
 
 
