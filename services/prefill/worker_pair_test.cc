@@ -160,7 +160,7 @@ TEST(WorkerPairLimitsTest, ReserveRefusesWhatItCannotServe) {
   EXPECT_EQ(code([](auto& r) { r.set_profile("no-such"); }), grpc::StatusCode::NOT_FOUND);
   EXPECT_EQ(code([](auto& r) { r.set_n_prompt_tokens(0); }), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_EQ(code([](auto& r) { r.set_n_prompt_tokens(4'000'000'000u); }), grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_EQ(code([](auto& r) { r.set_n_prompt_tokens(8000); }), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(code([](auto& r) { r.set_n_prompt_tokens(8000); }), grpc::StatusCode::OUT_OF_RANGE);
   const v1::ReserveRequest twice = cluster.ReserveFor(64, 8, "bf16");
   ASSERT_TRUE(cluster.Reserve(twice, &lease).ok());
   v1::Lease second;
