@@ -33,12 +33,7 @@ struct HttpServer::Impl : internal::HttpSessionOwner {
         screen(std::move(the_screen)) {}
 
   ~Impl() override {
-    asio::post(*io, [this] {
-      boost::system::error_code ignored;
-      acceptor.close(ignored);
-      retry.cancel();
-      for (const auto& session : Sessions()) session->CloseSoon();
-    });
+    StopListening(&internal::HttpSession::CloseSoon);
     work.reset();
     for (std::thread& thread : threads) thread.join();
     io->restart();
@@ -46,6 +41,15 @@ struct HttpServer::Impl : internal::HttpSessionOwner {
   }
 
   Status Listen(const std::string& address);
+  // In the acceptor's strand: no connection comes behind those that are told.
+  void StopListening(void (internal::HttpSession::*tell)()) {
+    asio::post(acceptor.get_executor(), [this, tell] {
+      boost::system::error_code ignored;
+      acceptor.close(ignored);
+      retry.cancel();
+      for (const auto& session : Sessions()) ((*session).*tell)();
+    });
+  }
   Status SetUpTls(const HttpTls& files);
   void Accept();
   void OnAccept(const boost::system::error_code& error, tcp::socket socket);
@@ -60,6 +64,7 @@ struct HttpServer::Impl : internal::HttpSessionOwner {
   void Forget(internal::HttpSession* session) override {
     MutexLock lock(mu);
     sessions.erase(session);
+    if (sessions.empty()) all_closed.NotifyAll();
   }
   bool stopping() const override { return is_stopping.load(); }
 
@@ -81,6 +86,7 @@ struct HttpServer::Impl : internal::HttpSessionOwner {
   asio::steady_timer retry{*io};
   std::atomic<bool> is_stopping{false};
   Mutex mu;
+  CondVar all_closed;
   std::unordered_map<internal::HttpSession*, std::shared_ptr<internal::HttpSession>> sessions ZEROC_GUARDED_BY(mu);
   std::vector<std::thread> threads;
 };
@@ -198,12 +204,15 @@ int HttpServer::port() const { return impl_->acceptor.local_endpoint().port(); }
 
 void HttpServer::StopAccepting() {
   impl_->is_stopping.store(true);
-  asio::post(impl_->acceptor.get_executor(), [impl = impl_.get()] {
-    boost::system::error_code ignored;
-    impl->acceptor.close(ignored);
-    impl->retry.cancel();
-  });
-  for (const auto& session : impl_->Sessions()) session->CloseIfIdleSoon();
+  impl_->StopListening(&internal::HttpSession::CloseIfIdleSoon);
+}
+
+bool HttpServer::WaitClosed(std::chrono::steady_clock::time_point until) {
+  MutexLock lock(impl_->mu);
+  while (!impl_->sessions.empty()) {
+    if (!impl_->all_closed.WaitUntil(impl_->mu, until)) return impl_->sessions.empty();
+  }
+  return true;
 }
 
 std::size_t HttpServer::connections() const {

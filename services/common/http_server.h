@@ -5,6 +5,7 @@
 // from any thread through the exchange. Malformed, oversized or slow requests never reach a handler.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -112,8 +113,10 @@ class HttpServer {
   ~HttpServer();
 
   int port() const;
-  // Closes the listener and idle connections; exchanges go on until they end.
+  // Closes the listener and idle connections; exchanges go on until they end, and their connections with them.
   void StopAccepting();
+  // After StopAccepting: until every client has its answer. False when connections are left at `until`.
+  bool WaitClosed(std::chrono::steady_clock::time_point until);
   std::size_t connections() const;
 
  private:

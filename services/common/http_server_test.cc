@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <thread>
+#include <vector>
 
 #include "libzeroc/base/mutex.h"
 #include "services/common/metrics.h"
@@ -284,6 +285,48 @@ TEST_F(HttpServerTest, APortInUseIsAClearError) {
   ASSERT_FALSE(second.ok());
   EXPECT_EQ(second.status().code(), StatusCode::kUnavailable);
   EXPECT_NE(second.status().message().find(address), std::string_view::npos) << second.status().ToString();
+}
+
+TEST_F(HttpServerTest, AStoppingServerWritesItsAnswersToTheEnd) {
+  Start();
+  TestHttpClient idle(port()), reader(port());
+  idle.Get("/healthz");
+  idle.ReadResponse();
+  reader.Get("/hold");
+  const auto exchange = Held();
+  ASSERT_NE(exchange, nullptr);
+  const std::string body(32 << 20, 'z');  // more than the kernel holds
+  exchange->Respond({200, "text/plain", body, {}});
+  server_->StopAccepting();
+  idle.ReadAll();
+  EXPECT_TRUE(idle.at_end());
+  EXPECT_FALSE(server_->WaitClosed(steady_clock::now() + milliseconds(20))) << "nobody has read the answer";
+  std::size_t n_read = 0;
+  std::thread reading([&] {
+    n_read = reader.ReadResponse().size();
+    reader.Close();
+  });
+  EXPECT_TRUE(server_->WaitClosed(steady_clock::now() + milliseconds(20'000)));
+  server_.reset();
+  reading.join();
+  EXPECT_GT(n_read, body.size());
+}
+
+// A connection that was accepted while the server stopped was told nothing, and stayed until its client spoke.
+TEST_F(HttpServerTest, StopsWhileClientsConnect) {
+  HttpLimits limits;
+  limits.request_timeout_ms = 600'000;
+  for (int round = 0; round < 20; ++round) {
+    Start(limits);
+    std::vector<std::unique_ptr<TestHttpClient>> silent;
+    std::thread connecting([&silent, port = port()] {
+      for (int i = 0; i < 20; ++i) silent.push_back(std::make_unique<TestHttpClient>(port));
+    });
+    EXPECT_TRUE(WaitFor([this] { return server_->connections() > 0; }));
+    server_->StopAccepting();
+    connecting.join();
+    ASSERT_TRUE(server_->WaitClosed(steady_clock::now() + milliseconds(5000))) << "round " << round;
+  }
 }
 
 TEST_F(HttpServerTest, StopsWithConnectionsInEveryState) {

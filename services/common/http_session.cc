@@ -131,8 +131,8 @@ void HttpSession::ReadSome() {
 
 void HttpSession::OnSome(const ErrorCode& error, std::size_t n_bytes) {
   read_pending_ = false;
-  if (state_ == State::kClosed || state_ == State::kLingering) return;
-  if (error) return Gone();
+  if (state_ == State::kClosed) return;
+  if (error) return Gone();  // also while it lingers: this read hides the end of the connection from that of Drain
   buffer_.commit(n_bytes);
   if (state_ == State::kIdle) ReadRequest();
 }

@@ -1,7 +1,9 @@
 // zeroc-router: puts the parts together, waits for SIGTERM, drains.
 #include <grpcpp/impl/service_type.h>
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <exception>
 #include <memory>
@@ -26,6 +28,10 @@ namespace zeroc {
 namespace {
 
 using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+// What clients get at least, to read the ends of their answers when the time to drain is over.
+constexpr milliseconds kLastAnswers(2000);
 
 FlowConfig MakeFlowConfig(const RouterOptions& options, const ServedModel& model) {
   FlowConfig config;
@@ -134,9 +140,14 @@ Status Serve(const RouterOptions& options, ShutdownSignal& signal) {
   router.StopAccepting();
   auditor->Stop();
   http_server->StopAccepting();
+  const auto drained_by = steady_clock::now() + milliseconds(options.drain_timeout_ms);
   if (!router.WaitIdle(milliseconds(options.drain_timeout_ms))) {
     LogWarning("drain timed out in_flight=" + std::to_string(router.in_flight()));
     router.CancelAll(Unavailable("the router is stopping"));
+  }
+  // Requests end with their last token; their clients may still be reading.
+  if (!http_server->WaitClosed(std::max(drained_by, steady_clock::now() + kLastAnswers))) {
+    LogWarning("drain timed out http_connections=" + std::to_string(http_server->connections()));
   }
   registry->CloseAll();
   grpc_server->Shutdown(milliseconds(1000));  // the last messages of the streams that have just ended

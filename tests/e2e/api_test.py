@@ -4,10 +4,14 @@
 import http.client
 import json
 import math
+import signal
+import socket
+import time
 import unittest
 
 import texts
-from cluster import MODEL_DIR, REQUEST_S, Cluster, ClusterTest, Stream, http_request
+from cluster import (MODEL_DIR, REQUEST_S, SETTLE_S, START_S, Cluster, ClusterTest, Stream, http_request,
+                     wait_until)
 
 
 class ApiTest(ClusterTest):
@@ -251,6 +255,27 @@ class ApiTest(ClusterTest):
         connection.close()
         lines = [line for line in self.cluster.router.log().splitlines() if trace in line]
         self.assertTrue(any("my-request" in line for line in lines), "the trace is in no log line of the request")
+
+
+class StoppingTest(ClusterTest):
+    def test_answers_that_are_being_read_are_finished(self):
+        with Cluster(n_decode=0, n_prefill=0) as cluster:
+            wait_until(lambda: cluster.router.status("/healthz") == 200, START_S, "the router answers")
+            # An answer of 16 MB, more than the kernel holds for a client that reads nothing.
+            prompt = "the sea " * 50_000
+            body = json.dumps({"prompt": prompt, "n": 40, "echo": True, "max_tokens": 0}).encode()
+            with socket.create_connection(("127.0.0.1", cluster.router.http_port), timeout=REQUEST_S) as client:
+                client.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: test\r\n"
+                               b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                response = http.client.HTTPResponse(client)
+                response.begin()
+                self.assertEqual(response.status, 200)
+                cluster.router.signal(signal.SIGTERM)
+                wait_until(lambda: "stopping" in cluster.router.log(), SETTLE_S, "the router says that it stops")
+                time.sleep(0.5)
+                answer = json.loads(response.read())
+            self.assertEqual([choice["text"] == prompt for choice in answer["choices"]], [True] * 40)
+            self.assertEqual(cluster.router.wait_exit(), 0)
 
 
 if __name__ == "__main__":
