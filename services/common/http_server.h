@@ -27,7 +27,8 @@ struct HttpLimits {
   std::int64_t request_timeout_ms = 10'000;  // first byte of the header to the last byte of the body
   std::int64_t idle_timeout_ms = 60'000;     // between requests of one connection
   std::int64_t write_timeout_ms = 30'000;    // a client that reads nothing for this long is gone
-  std::int64_t queued_bytes_max = 1 << 20;   // a stream whose client is further behind than this is ended
+  // A stream is ended when more than this waits behind what is being written, its largest piece left out.
+  std::int64_t queued_bytes_max = 1 << 20;
   std::int64_t threads = 2;
 };
 

@@ -251,6 +251,45 @@ TEST_F(HttpServerTest, AClientThatReadsNothingTimesOut) {
   EXPECT_TRUE(WaitFor([this] { return gone_.load() == 1; }));
 }
 
+// One event above the limit, such as a long prompt's echo, says nothing of how fast its client reads.
+TEST_F(HttpServerTest, AnEventMayBeLargerThanTheQueue) {
+  HttpLimits limits;
+  limits.queued_bytes_max = 1000;
+  Start(limits);
+  TestHttpClient client(port());
+  client.Get("/hold");
+  const auto exchange = Held();
+  ASSERT_NE(exchange, nullptr);
+  exchange->StartStream({200, "text/plain", "", {}});
+  exchange->Write(std::string(4 << 20, 'z'));
+  exchange->Write("next");
+  exchange->Finish();
+  ASSERT_TRUE(client.ReadBytes(4 << 20));
+  EXPECT_TRUE(client.ReadUntil("next\r\n0\r\n\r\n").ends_with("z\r\n4\r\nnext\r\n0\r\n\r\n"));
+  EXPECT_EQ(gone_.load(), 0);
+}
+
+// The time limit is for a client that takes nothing, not for one whose answer takes longer in all. A machine that
+// stands still for as long as the limit proves nothing: once more.
+TEST_F(HttpServerTest, AClientThatReadsSlowlyGetsAll) {
+  HttpLimits limits;
+  limits.write_timeout_ms = 1000;
+  Start(limits);
+  constexpr std::size_t kPiece = 4 << 20;
+  const std::string body(10 * kPiece, 'z');  // more than the pieces below and what the kernel holds
+  bool whole = false;
+  for (int tries = 0; tries < 3 && !whole; ++tries) {
+    TestHttpClient client(port());
+    client.Get("/hold");
+    const auto exchange = Held();
+    ASSERT_NE(exchange, nullptr);
+    exchange->Respond({200, "text/plain", body, {}});
+    for (int i = 0; i < 5 && client.ReadBytes(kPiece); ++i) std::this_thread::sleep_for(milliseconds(250));
+    whole = client.ReadResponse().size() > body.size();
+  }
+  EXPECT_TRUE(whole);
+}
+
 TEST_F(HttpServerTest, BoundsConnections) {
   HttpLimits limits;
   limits.connections_max = 2;

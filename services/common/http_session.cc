@@ -1,5 +1,7 @@
 #include "services/common/http_session.h"
 
+#include <algorithm>
+#include <charconv>
 #include <chrono>
 #include <cstdio>
 #include <utility>
@@ -242,9 +244,12 @@ void HttpSession::PostStartStream(std::uint64_t exchange_id, HttpResponse head) 
 void HttpSession::PostWrite(std::uint64_t exchange_id, std::string bytes) {
   Post(exchange_id, [bytes = std::move(bytes)](HttpSession& self) {
     if (self.state_ != State::kStreaming || bytes.empty() || self.head_only_) return;
-    self.out_waiting_ += self.chunked_ ? ChunkFrame(bytes) : bytes;
-    const std::size_t queued = self.out_waiting_.size() + self.out_writing_.size();
-    if (queued > static_cast<std::size_t>(self.limits_.queued_bytes_max)) return self.Gone();
+    // The largest piece says nothing of the client: one event alone (a long prompt's echo) may be above the limit.
+    const std::size_t behind = self.out_waiting_.size() - self.largest_waiting_;
+    if (behind > static_cast<std::size_t>(self.limits_.queued_bytes_max)) return self.Gone();
+    const std::string piece = self.chunked_ ? ChunkFrame(bytes) : bytes;
+    self.largest_waiting_ = std::max(self.largest_waiting_, piece.size());
+    self.out_waiting_ += piece;
     self.Flush();
   });
 }
@@ -314,14 +319,24 @@ void HttpSession::Flush() {
     return;
   }
   out_writing_.swap(out_waiting_);
-  Arm(write_timer_, limits_.write_timeout_ms);
-  asio::async_write(stream_, asio::buffer(out_writing_),
-                    [self = shared_from_this()](const ErrorCode& error, std::size_t) { self->OnWritten(error); });
+  largest_waiting_ = 0;
+  n_written_ = 0;
+  WriteSome();
 }
 
-void HttpSession::OnWritten(const ErrorCode& error) {
+// As much as the client takes now: the time limit is for one that takes nothing.
+void HttpSession::WriteSome() {
+  Arm(write_timer_, limits_.write_timeout_ms);
+  stream_.async_write_some(
+      asio::buffer(out_writing_) + n_written_,
+      [self = shared_from_this()](const ErrorCode& error, std::size_t n_bytes) { self->OnWritten(error, n_bytes); });
+}
+
+void HttpSession::OnWritten(const ErrorCode& error, std::size_t n_bytes) {
   if (state_ == State::kClosed) return;
   if (error) return Gone();
+  n_written_ += n_bytes;
+  if (n_written_ < out_writing_.size()) return WriteSome();
   write_timer_.cancel();
   out_writing_.clear();
   Flush();

@@ -75,7 +75,8 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   void Respond(HttpResponse response);
   std::string Head(const HttpResponse& response, std::optional<std::size_t> content_length) const;
   void Flush();
-  void OnWritten(const ErrorCode& error);
+  void WriteSome();
+  void OnWritten(const ErrorCode& error, std::size_t n_bytes);
   void EndExchange();
   void Linger();
   void Drain();
@@ -104,7 +105,9 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   std::function<void()> on_gone_;
   HttpServer::Screening screening_;  // of the present request
   std::string out_waiting_;          // next write
+  std::size_t largest_waiting_ = 0;  // bytes of its largest piece
   std::string out_writing_;          // under way, empty when none
+  std::size_t n_written_ = 0;        // bytes of it that the client's side has taken
   std::string peer_;
   std::array<char, 4096> thrown_away_{};
 };

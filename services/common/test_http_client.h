@@ -57,6 +57,13 @@ class TestHttpClient {
     }
     return in_;
   }
+  // So many bytes more; false when they do not come.
+  bool ReadBytes(std::size_t n_bytes, int timeout_ms = 5000) {
+    const std::size_t enough = in_.size() + n_bytes;
+    while (in_.size() < enough && ReadSome(timeout_ms)) {
+    }
+    return in_.size() >= enough;
+  }
   // Everything up to the close; at_end() says whether it came.
   std::string ReadAll(int timeout_ms = 5000) {
     while (ReadSome(timeout_ms)) {
