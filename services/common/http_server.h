@@ -42,7 +42,7 @@ struct HttpTls {
 
 struct HttpRequest {
   std::string method;  // "GET"
-  std::string path;    // without the query
+  std::string path;    // without the query, %XX decoded
   std::string query;
   std::vector<std::pair<std::string, std::string>> headers;
   std::string body;

@@ -112,6 +112,20 @@ TEST_F(HttpServerTest, RefusesWhatItDoesNotServe) {
   EXPECT_EQ(status_of("GET /drop HTTP/1.1\r\nHost: t\r\n\r\n"), "HTTP/1.1 500") << "a dropped exchange answers itself";
 }
 
+TEST_F(HttpServerTest, DecodesThePath) {
+  Start();
+  const auto status_of = [this](const std::string& target) {
+    TestHttpClient client(port());
+    client.Get(target);
+    return client.ReadResponse().substr(0, 12);
+  };
+  EXPECT_EQ(status_of("/%68ealth%7A?x=%zz"), "HTTP/1.1 200") << "the query stays as it is";
+  EXPECT_EQ(status_of("/health%257a"), "HTTP/1.1 404") << "once";
+  for (const char* target : {"/%", "/healthz%6", "/%zz", "/%6g", "/%-1"}) {
+    EXPECT_EQ(status_of(target), "HTTP/1.1 400") << target;
+  }
+}
+
 TEST_F(HttpServerTest, BoundsHeadersAndBodies) {
   HttpLimits limits;
   limits.header_bytes_max = 2048;

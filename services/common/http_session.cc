@@ -21,12 +21,33 @@ std::string ChunkFrame(const std::string& bytes) {
   return head + bytes + "\r\n";
 }
 
-HttpRequest ToRequest(http::request<http::string_body>&& message, const std::string& peer) {
+// nullopt when a '%' is not followed by two hexadecimal digits.
+std::optional<std::string> PercentDecoded(std::string_view text) {
+  std::string out;
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != '%') {
+      out += text[i];
+      continue;
+    }
+    const std::string_view digits = text.substr(i + 1, 2);
+    unsigned char byte = 0;
+    const auto read = std::from_chars(digits.data(), digits.data() + digits.size(), byte, 16);
+    if (digits.size() != 2 || read.ec != std::errc() || read.ptr != digits.data() + 2) return std::nullopt;
+    out += static_cast<char>(byte);
+    i += 2;
+  }
+  return out;
+}
+
+// nullopt when the path is malformed.
+std::optional<HttpRequest> ToRequest(http::request<http::string_body>&& message, const std::string& peer) {
   HttpRequest request;
   request.method = std::string(message.method_string());
   const std::string target(message.target());
   const std::size_t query = target.find('?');
-  request.path = target.substr(0, query);
+  std::optional<std::string> path = PercentDecoded(std::string_view(target).substr(0, query));
+  if (!path.has_value()) return std::nullopt;
+  request.path = std::move(*path);
   if (query != std::string::npos) request.query = target.substr(query + 1);
   for (const auto& field : message) {
     request.headers.emplace_back(std::string(field.name_string()), std::string(field.value()));
@@ -166,7 +187,9 @@ void HttpSession::OnHeader(const ErrorCode& error) {
 bool HttpSession::Screened() {
   http::request<http::string_body> head = parser_->get();
   head_only_ = head.method() == http::verb::head;
-  screening_ = owner_.Screen(ToRequest(std::move(head), peer_));
+  const std::optional<HttpRequest> request = ToRequest(std::move(head), peer_);
+  screening_ = request.has_value() ? owner_.Screen(*request) : HttpServer::Screening();
+  if (!request.has_value()) screening_.refusal = owner_.FormatError(400, "malformed percent-encoding in the path");
   if (!screening_.refusal.has_value()) return true;
   ++exchange_id_;
   state_ = State::kHandling;
@@ -213,7 +236,7 @@ void HttpSession::OnRequest(const ErrorCode& error) {
   chunked_ = message.version() >= 11;
   keep_alive_ = message.keep_alive() && !owner_.stopping();
   if (buffer_.size() == 0) ReadSome();  // a pipelined request hides a close until it is its turn
-  HttpRequest request = ToRequest(std::move(message), peer_);
+  HttpRequest request = *ToRequest(std::move(message), peer_);  // its path has been screened
   request.client = screening_.client;
   owner_.Dispatch(std::make_shared<Exchange>(weak_from_this(), id, std::move(request)));
 }

@@ -149,8 +149,9 @@ HttpServer::Screener ApiScreener(AccessControl& access) {
     AccessControl::Decision decision = access.Admit(head.Header("authorization"));
     if (decision.status.ok()) return {std::nullopt, std::move(decision.client), std::move(decision.pass)};
     const bool unknown = decision.status.code() == StatusCode::kUnauthenticated;
-    LogWarning("refused path=" + head.path + " peer=" + head.peer + " because=\"" +
-               std::string(decision.status.message()) + "\"");
+    // The path comes last: it is the client's, and may hold anything.
+    LogWarning("refused peer=" + head.peer + " because=\"" + std::string(decision.status.message()) +
+               "\" path=" + head.path);
     HttpResponse response{unknown ? 401 : 429, "application/json", "", {}};
     response.body =
         ErrorBody(response.status, decision.status.message(), unknown ? "invalid_api_key" : "rate_limit_exceeded");

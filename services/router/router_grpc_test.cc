@@ -144,6 +144,8 @@ TEST_F(RouterGrpcTest, CompletionsOverHttpWholeAndStreamed) {
   TestHttpClient client(http_->port());
   client.Get("/readyz");
   EXPECT_TRUE(client.ReadResponse().starts_with("HTTP/1.1 200 "));
+  client.Get("/v1/models/test%2Dmodel");
+  EXPECT_TRUE(client.ReadResponse().starts_with("HTTP/1.1 200 "));
   client.Post("/v1/completions", Body("n", 3), "X-Request-Id: mine\r\n");
   const std::string whole = client.ReadResponse();
   EXPECT_TRUE(whole.starts_with("HTTP/1.1 200 OK")) << whole;
