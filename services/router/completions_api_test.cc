@@ -91,6 +91,19 @@ TEST(ChatParse, MessagesAndLogprobs) {
   }
 }
 
+// What clients keep of an answer, and send back whole.
+TEST(ChatParse, MessagesComeBackAsClientsDumpThem) {
+  const Result<CompletionRequest> parsed = ParseChatRequest(R"({"messages": [
+    {"role": "user", "content": "hi"},
+    {"content": "hello", "refusal": null, "role": "assistant", "annotations": null, "audio": null,
+     "function_call": null, "tool_calls": null, "reasoning_content": null},
+    {"role": "assistant", "content": "you", "annotations": [], "tool_calls": []}], "verbosity": null})");
+  ASSERT_TRUE(parsed.ok()) << parsed.status().ToString();
+  EXPECT_EQ(parsed->messages.at(1).content, "hello");
+  const auto audio = ParseChatRequest(R"({"messages": [{"role": "user", "content": "x", "audio": {"id": "a"}}]})");
+  EXPECT_EQ(audio.status().message(), "messages[0].audio: unknown field");
+}
+
 std::vector<ChoicePlan> Plans(const std::string& body) {
   static const ByteCodec codec;
   const Result<CompletionRequest> request = ParseCompletionRequest(body);

@@ -89,7 +89,8 @@ class Fields {
 
   Status Done() {
     for (const auto& entry : object_.items()) {
-      if (status_.ok() && !known_.contains(entry.key())) {
+      // Null asks for nothing: clients send their whole objects back (annotations, audio, reasoning_content, ..).
+      if (status_.ok() && !entry.value().is_null() && !known_.contains(entry.key())) {
         status_ = InvalidArgument(prefix_ + entry.key().substr(0, 64) + ": unknown field");
       }
     }
@@ -183,6 +184,7 @@ Status ReadMessage(const Json& json, const std::string& name, ChatMessage* messa
   fields.Ignore("name");
   fields.Only("refusal", nullptr);
   fields.Only("tool_calls", Json::array());
+  fields.Only("annotations", Json::array());
   return fields.Done();
 }
 
