@@ -42,6 +42,12 @@ Json ErrorJson(int http_status, std::string_view message, std::string_view code)
   return {{"error", std::move(error)}};
 }
 
+// What a worker can say of a request. Its other codes are of its own doing: a lease that it does not know is no path.
+bool IsOfTheRequest(StatusCode code) {
+  return code == StatusCode::kInvalidArgument || code == StatusCode::kOutOfRange ||
+         code == StatusCode::kResourceExhausted || code == StatusCode::kDeadlineExceeded;
+}
+
 }  // namespace
 
 std::string ErrorBody(int http_status, std::string_view message, std::string_view code) {
@@ -54,6 +60,7 @@ std::string ErrorEvent(const Status& status, ErrorOrigin origin) {
 }
 
 int HttpStatusOf(const Status& status, ErrorOrigin origin) {
+  if (origin == ErrorOrigin::kWorker && !IsOfTheRequest(status.code())) return 502;
   switch (status.code()) {
     case StatusCode::kOk:
       return 200;
@@ -74,13 +81,13 @@ int HttpStatusOf(const Status& status, ErrorOrigin origin) {
     case StatusCode::kResourceExhausted:
       return 429;
     case StatusCode::kUnavailable:
-      return origin == ErrorOrigin::kWorker ? 502 : 503;
+      return 503;
     case StatusCode::kDeadlineExceeded:
       return 504;
     case StatusCode::kUnimplemented:
       return 501;
     default:
-      return origin == ErrorOrigin::kWorker ? 502 : 500;
+      return 500;
   }
 }
 

@@ -298,6 +298,12 @@ TEST_F(CompletionsFormat, ErrorsAndTheirStatus) {
   EXPECT_EQ(HttpStatusOf(Unavailable("x"), ErrorOrigin::kWorker), 502);
   EXPECT_EQ(HttpStatusOf(Internal("x"), ErrorOrigin::kWorker), 502);
   EXPECT_EQ(HttpStatusOf(ResourceExhausted("x"), ErrorOrigin::kWorker), 429);
+  EXPECT_EQ(HttpStatusOf(InvalidArgument("x"), ErrorOrigin::kWorker), 400);
+  EXPECT_EQ(HttpStatusOf({StatusCode::kDeadlineExceeded, "x"}, ErrorOrigin::kWorker), 504);
+  for (const StatusCode code : {StatusCode::kNotFound, StatusCode::kAborted, StatusCode::kAlreadyExists,
+                                StatusCode::kCancelled, StatusCode::kUnimplemented, StatusCode::kPermissionDenied}) {
+    EXPECT_EQ(HttpStatusOf({code, "x"}, ErrorOrigin::kWorker), 502) << StatusCodeName(code);
+  }
   const Json error = Json::parse(ErrorBody(400, "prompt: \xff is \"bad\"", "INVALID_ARGUMENT"))["error"];
   EXPECT_EQ(error["type"], "invalid_request_error");
   EXPECT_EQ(error["code"], "INVALID_ARGUMENT");
