@@ -149,6 +149,20 @@ TEST(PlanChoices, EchoWithLogprobsForcesThePrompt) {
   EXPECT_FALSE(PlanChoices(*ParseCompletionRequest(R"({"prompt": "x", "max_tokens": 0})"), codec, 9).ok());
 }
 
+// The sum of both wrapped around: an empty answer, with success.
+TEST(PlanChoices, CountsBehindAScoredPromptDoNotOverflow) {
+  const ByteCodec codec;
+  const auto refusal = [&](const std::string& counts) {
+    const auto request =
+        ParseCompletionRequest(R"({"prompt": "0123456789", "echo": true, "logprobs": 1, )" + counts + "}");
+    return std::string(PlanChoices(*request, codec, 9).status().message());
+  };
+  EXPECT_EQ(refusal(R"("max_tokens": 4294967287)").substr(0, 11), "max_tokens:");
+  EXPECT_EQ(refusal(R"("min_tokens": 4294967287)").substr(0, 11), "min_tokens:");
+  EXPECT_EQ(refusal(R"("max_tokens": 2147483639)").substr(0, 11), "max_tokens:");
+  EXPECT_EQ(refusal(R"("max_tokens": 2147483638)"), "");
+}
+
 TEST(PlanChoices, PromptLogprobsForceThePromptWithoutAnEcho) {
   const ChoicePlan plan = Plans(R"({"prompt": [7, 8, 9], "logprobs": 1, "prompt_logprobs": 4, "stop": "x",
                                     "include_stop_str_in_output": true})")[0];

@@ -1,5 +1,6 @@
 // From a parsed request to the choices that are to be computed.
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "services/router/completions_api.h"
@@ -14,6 +15,14 @@ Result<std::vector<std::uint32_t>> IdsOf(const Prompt& prompt, const TextCodec& 
   return std::get<std::vector<std::uint32_t>>(prompt);
 }
 
+// A count that the forced tokens raise. kInvalidArgument naming the field when it is more than any model's positions.
+Result<std::uint32_t> BehindForced(const char* field, std::uint64_t n_forced, std::uint32_t n_drawn) {
+  constexpr std::uint64_t kPositionsMax = std::numeric_limits<std::int32_t>::max();
+  if (n_forced + n_drawn <= kPositionsMax) return static_cast<std::uint32_t>(n_forced + n_drawn);
+  return InvalidArgument(std::string(field) + ": " + std::to_string(n_drawn) + " behind the prompt's " +
+                         std::to_string(n_forced) + " scored tokens is more than " + std::to_string(kPositionsMax));
+}
+
 // A prompt with log probabilities: its first score_from tokens are prefilled, the others are forced on the decode
 // worker, which gives their log probabilities over the compressed cache.
 Status PlanScoring(const CompletionRequest& request, std::uint32_t default_max_tokens,
@@ -26,8 +35,13 @@ Status PlanScoring(const CompletionRequest& request, std::uint32_t default_max_t
   plan->generate.mutable_token_ids()->mutable_ids()->Assign(prompt_ids.begin(), middle);
   sampling->mutable_forced_ids()->Assign(middle, prompt_ids.end());
   plan->n_forced = static_cast<std::uint32_t>(prompt_ids.size() - from);
-  sampling->set_max_tokens(plan->n_forced + n_drawn);
-  if (sampling->has_min_tokens()) sampling->set_min_tokens(plan->n_forced + sampling->min_tokens());
+  std::uint32_t n_tokens = 0;
+  ZEROC_ASSIGN_OR_RETURN(n_tokens, BehindForced("max_tokens", plan->n_forced, n_drawn));
+  sampling->set_max_tokens(n_tokens);
+  if (sampling->has_min_tokens()) {
+    ZEROC_ASSIGN_OR_RETURN(n_tokens, BehindForced("min_tokens", plan->n_forced, sampling->min_tokens()));
+    sampling->set_min_tokens(n_tokens);
+  }
   plan->runs = sampling->max_tokens() > 0;
   plan->prompt_ids = std::move(prompt_ids);
   return OkStatus();

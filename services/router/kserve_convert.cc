@@ -36,6 +36,9 @@ constexpr std::string_view kShared[] = {"frequency_penalty",
                                         "tpot_slo_ms",
                                         "ttft_slo_ms"};
 
+// Longer than any request; added to the time of day it does not overflow.
+constexpr std::chrono::microseconds kTimeoutMax = std::chrono::hours(24 * 365);
+
 // A name of the client's, bounded; cutting may split a character.
 std::string Shown(const std::string& name) { return ReplaceInvalidUtf8(name.substr(0, 64)); }
 
@@ -71,8 +74,9 @@ Status ReadParameter(const std::string& name, const inference::InferParameter& p
     return OkStatus();
   }
   if (name == "timeout") {  // Triton's: microseconds, 0 for none
-    if (parameter.int64_param() < 0) return InvalidArgument("parameter timeout: is negative");
-    if (parameter.int64_param() > 0) out->timeout = std::chrono::microseconds(parameter.int64_param());
+    const std::chrono::microseconds timeout(parameter.int64_param());
+    if (timeout.count() < 0) return InvalidArgument("parameter timeout: is negative");
+    if (timeout.count() > 0) out->timeout = std::min(timeout, kTimeoutMax);
     return OkStatus();
   }
   return InvalidArgument("parameter " + Shown(name) + ": is not supported");

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "inference/grpc_service.grpc.pb.h"
+#include "libzeroc/tokenizer/utf8.h"
 #include "services/common/grpc_status.h"
 #include "services/router/grpc_access.h"
 #include "services/router/kserve_convert.h"
@@ -24,8 +25,9 @@ using inference::ModelStreamInferResponse;
 
 Result<KserveRequest> Parse(const Router& router, const ModelInferRequest& message) {
   if (message.model_name() != router.model().name) {
-    return NotFound("model '" + message.model_name().substr(0, 128) + "' is not served here; this is " +
-                    router.model().name);
+    // Cutting may split a character, which no message of ours may hold.
+    return NotFound("model '" + ReplaceInvalidUtf8(message.model_name().substr(0, 128)) +
+                    "' is not served here; this is " + router.model().name);
   }
   return ParseKserveRequest(message);
 }

@@ -1,5 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <limits>
+
 #include "services/router/kserve_convert.h"
 
 namespace zeroc {
@@ -70,6 +73,14 @@ TEST(KserveParse, ParametersAreTheFieldsOfCompletions) {
   EXPECT_EQ(static_cast<std::int64_t>(sampling.seed()), -4);
   EXPECT_EQ(parsed->timeout, std::chrono::seconds(2));
   EXPECT_TRUE(parsed->empty_final);
+}
+
+TEST(KserveParse, TheLongestTimeoutIsAYear) {
+  ModelInferRequest request = TextRequest("x");
+  (*request.mutable_parameters())["timeout"].set_int64_param(std::numeric_limits<std::int64_t>::max());
+  EXPECT_EQ(ParseKserveRequest(request)->timeout, std::chrono::hours(24 * 365));
+  (*request.mutable_parameters())["timeout"].set_int64_param(-1);
+  EXPECT_FALSE(ParseKserveRequest(request).ok());
 }
 
 TEST(KserveParse, ErrorsNameWhatIsWrong) {

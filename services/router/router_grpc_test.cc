@@ -125,6 +125,22 @@ TEST_F(RouterGrpcTest, KserveStreamsSeveralRequestsSideBySide) {
   ExpectBaseline();
 }
 
+// A name cut in the middle of a character made a message that no client could read.
+TEST_F(RouterGrpcTest, KserveErrorsCanBeRead) {
+  const auto kserve = inference::GRPCInferenceService::NewStub(channel_);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+  const auto stream = kserve->ModelStreamInfer(&context);
+  inference::ModelInferRequest request = KserveMessage("n", 4, "mine");
+  request.set_model_name(std::string(127, 'a') + "\xc3\xa9");
+  ASSERT_TRUE(stream->Write(request));
+  stream->WritesDone();
+  inference::ModelStreamInferResponse response;
+  EXPECT_TRUE(stream->Read(&response));
+  EXPECT_TRUE(response.error_message().starts_with("NOT_FOUND: model 'aaa")) << response.error_message();
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
 TEST_F(RouterGrpcTest, ACancelledKserveStreamFreesBothWorkers) {
   WaitReady();
   const auto kserve = inference::GRPCInferenceService::NewStub(channel_);
