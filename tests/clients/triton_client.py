@@ -10,7 +10,7 @@ from tritonclient.utils import InferenceServerException
 
 print("tritonclient", tritonclient.__version__ if hasattr(tritonclient, "__version__") else "")
 HEADERS = {"authorization": f"Bearer {os.environ['OPENAI_API_KEY']}"}
-PROMPT = "Everyone is permitted to"
+PROMPT = "Everyone is permitted to copy and distribute verbatim copies of this licence document. " * 12  # not local
 GREEDY = {"max_tokens": 12, "temperature": 0.0, "ignore_eos": True}
 client = triton.InferenceServerClient(os.environ["ZEROC_GRPC"])
 assert client.is_server_live() and client.is_server_ready()
