@@ -40,13 +40,14 @@ class ResponseQueue {
 
   void Push(Response response) {
     MutexLock lock(mu_);
-    queued_bytes_ += response.ByteSizeLong();
-    queue_.push_back(std::move(response));
-    // Flows may not be called from here; cancelling the call comes back through the reactor's OnCancel.
+    // What waits already counts, not this one: who reads is not behind because a message is large. Flows may not be
+    // called from here; cancelling the call comes back through the reactor's OnCancel.
     if (queued_bytes_ > queued_bytes_max_ && reactor_ != nullptr && !too_slow_) {
       too_slow_ = true;
       context_->TryCancel();
     }
+    queued_bytes_ += response.ByteSizeLong();
+    queue_.push_back(std::move(response));
     Pump();
   }
   // The first status counts, and comes after the queue.

@@ -141,6 +141,23 @@ TEST_F(RouterGrpcTest, KserveErrorsCanBeRead) {
   EXPECT_TRUE(stream->Finish().ok());
 }
 
+TEST_F(RouterGrpcTest, AnAnswerMayBeLargerThanWhatAClientMayBeBehind) {
+  WaitReady();
+  const auto kserve = inference::GRPCInferenceService::NewStub(channel_);
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+  const auto stream = kserve->ModelStreamInfer(&context);
+  ASSERT_TRUE(stream->Write(KserveMessage("n", 70'000, "large")));  // 64 KiB in this test
+  stream->WritesDone();
+  inference::ModelStreamInferResponse response;
+  ASSERT_TRUE(stream->Read(&response));
+  EXPECT_EQ(response.infer_response().outputs(0).contents().bytes_contents(0).size(), 70'000U);
+  while (stream->Read(&response)) {
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+  ExpectBaseline();
+}
+
 TEST_F(RouterGrpcTest, ACancelledKserveStreamFreesBothWorkers) {
   WaitReady();
   const auto kserve = inference::GRPCInferenceService::NewStub(channel_);
