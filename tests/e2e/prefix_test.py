@@ -62,12 +62,15 @@ class PrefixTest(ClusterTest):
                 self.assertEqual(worker.used_blocks(), 0)
                 self.assertEqual(worker.end(), 0)
 
-    def ask_at_home(self, cluster, prompt, home=None):
+    def ask_at_home(self, cluster, prompt, home=None, measured=False):
+        """measured: the router goes by the workers' measured speeds. Computing the document again costs more than they
+        differ by chance; sending it again, on one host, does not."""
         time.sleep(5 * HEARTBEAT_MS / 1000 * TIME_SCALE)  # what workers have cached is with the router
         body = cluster.complete(prompt, max_tokens=4, ignore_eos=True, profile="q4")["zeroc"]
         if home is not None:
-            self.assertEqual((body["prefill_worker"], body["decode_worker"]),
-                             (home["prefill_worker"], home["decode_worker"]))
+            self.assertEqual(body["prefill_worker"], home["prefill_worker"])
+        if home is not None and not measured:
+            self.assertEqual(body["decode_worker"], home["decode_worker"])
             self.assertLess(body["kv_bytes"]["wire"], 0.5 * home["kv_bytes"]["wire"], "the document travels once")
         return body
 
@@ -101,9 +104,11 @@ class PrefixTest(ClusterTest):
                     worker.signal(signal.SIGCONT)
                 self.wait_workers(cluster, 2)
                 for question in QUESTIONS[1:]:
-                    self.ask_at_home(cluster, first + question, home)
-                    self.ask_at_home(cluster, second + question, other)
+                    self.ask_at_home(cluster, first + question, home, adaptive == "true")
+                    self.ask_at_home(cluster, second + question, other, adaptive == "true")
                 self.assertGreater(cluster.router.metric("zeroc_policy_prefix_tokens_total", role="prefill"), 0)
+                if adaptive == "true":
+                    continue
                 self.assertGreater(cluster.router.metric("zeroc_policy_prefix_tokens_total", role="decode"), 0)
                 self.assertRegex(cluster.router.log(), r"prefill_cached_tokens=[1-9]\d* decode_cached_tokens=[1-9]")
 
