@@ -162,8 +162,10 @@ Status LadderBuilder::ChooseMass() {
       side.mass_strength = strength;
       ZEROC_RETURN_IF_ERROR(AddMass(tried.emplace_back(tried[0]), 1));
     }
-    ZEROC_ASSIGN_OR_RETURN(const std::vector<double> costs, Promises(tried));
-    const auto best = std::min_element(costs.begin(), costs.end()) - costs.begin();
+    // By KL alone: on a few windows the perplexity's own change is chance, and the best of several chances wins.
+    ZEROC_ASSIGN_OR_RETURN(const std::vector<ProbeResult> results, probe_.Measure(tried, nullptr));
+    const auto less = [](const ProbeResult& a, const ProbeResult& b) { return a.kl < b.kl; };
+    const auto best = std::min_element(results.begin(), results.end(), less) - results.begin();
     side.mass_strength = best == 0 ? 0 : kMassStrengths[best - 1];
   }
   return OkStatus();
@@ -266,6 +268,10 @@ Result<Profile> LadderBuilder::Best(double bytes_max, std::span<const WindowChoi
     Profile profile = LargestProfile(bytes_max, window);
     const bool too_large = KvBytesPerToken(profile, plan_.geometry(), kCostContext) > bytes_max;
     if (too_large && (&window != &windows.back() || !tried.empty())) continue;
+    tried.push_back(profile);
+    choices.push_back(window);
+    if (masses_ == nullptr) continue;
+    // What helps one side alone need not help all of them together.
     ZEROC_RETURN_IF_ERROR(AddMass(profile, 1));
     tried.push_back(std::move(profile));
     choices.push_back(window);
