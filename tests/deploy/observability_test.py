@@ -331,8 +331,14 @@ class LiveTest(ClusterTest):
     @classmethod
     def corrupt_kv(cls):
         """A bit turns over on the wire: the block is refused."""
-        cls.faults.set("corrupt 1")
-        Answer(cls.cluster, texts.LONG, max_tokens=4, profile="q4").join(SETTLE_S * 3)
+        starts = itertools.count(300, 100)  # prompts that no cache knows: all of them travels
+
+        def refused():
+            cls.faults.set("corrupt 1")
+            Answer(cls.cluster, texts.prose(14000, next(starts)), max_tokens=4, profile="q4").join(SETTLE_S * 3)
+            return any(d.metric("zeroc_kv_checksum_failures_total") for d in cls.cluster.decode)
+
+        wait_until(refused, SETTLE_S * 3, "a block is refused")
         cls.faults.set("none")
         cls.wait_seen("zeroc_kv_checksum_failures_total")
 
