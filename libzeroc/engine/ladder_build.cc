@@ -99,8 +99,8 @@ Result<std::vector<float>> LadderBuilder::MassOf(int layer, const TierShape& k_s
   return mass_cache_[key] = std::move(mass);
 }
 
-// Of the strength that each key side has, times `factor`.
-Status LadderBuilder::AddMass(Profile& profile, double factor) {
+// Of the strength that each key side has.
+Status LadderBuilder::AddMass(Profile& profile) {
   for (const Side& side : sides_) {
     if (!side.is_key) continue;
     for (const int layer : side.layers) {
@@ -108,7 +108,7 @@ Status LadderBuilder::AddMass(Profile& profile, double factor) {
       shape.mass.clear();
       const bool exact =
           std::all_of(shape.k.runs.begin(), shape.k.runs.end(), [](const KvRun& run) { return run.bits == 16; });
-      const double strength = side.mass_strength * factor;
+      const double strength = side.mass_strength;
       if (masses_ == nullptr || strength == 0 || exact) continue;
       ZEROC_ASSIGN_OR_RETURN(shape.mass, MassOf(layer, shape.k, profile));
       for (float& value : shape.mass) value = std::clamp(value * static_cast<float>(strength), -kMaxMass, kMaxMass);
@@ -160,7 +160,7 @@ Status LadderBuilder::ChooseMass() {
     std::vector<Profile> tried{ProbeOf(side, option->shape)};
     for (const double strength : kMassStrengths) {
       side.mass_strength = strength;
-      ZEROC_RETURN_IF_ERROR(AddMass(tried.emplace_back(tried[0]), 1));
+      ZEROC_RETURN_IF_ERROR(AddMass(tried.emplace_back(tried[0])));
     }
     // By KL alone: on a few windows the perplexity's own change is chance, and the best of several chances wins.
     ZEROC_ASSIGN_OR_RETURN(const std::vector<ProbeResult> results, probe_.Measure(tried, nullptr));
@@ -272,7 +272,7 @@ Result<Profile> LadderBuilder::Best(double bytes_max, std::span<const WindowChoi
     choices.push_back(window);
     if (masses_ == nullptr) continue;
     // What helps one side alone need not help all of them together.
-    ZEROC_RETURN_IF_ERROR(AddMass(profile, 1));
+    ZEROC_RETURN_IF_ERROR(AddMass(profile));
     tried.push_back(std::move(profile));
     choices.push_back(window);
   }

@@ -100,7 +100,7 @@ class LadderBuilder {
   std::vector<Side> MakeSides() const;
   Profile Exact() const;  // packed, but every run 16 bits wide
   Result<std::vector<float>> MassOf(int layer, const TierShape& k_shape, const Profile& windows);
-  Status AddMass(Profile& profile, double factor);
+  Status AddMass(Profile& profile);
   Profile ProfileOf(const Allocation& allocation, const WindowChoice& window) const;
   Profile LargestProfile(double bytes_max, const WindowChoice& window) const;
   std::vector<WindowChoice> WindowsFor(double bytes_max) const;

@@ -40,7 +40,8 @@ std::shared_ptr<const void> Router::Hold() {
   ++n_held_;
   return {this, [](Router* router) {
             MutexLock lock(router->mu_);
-            if (--router->n_held_ == 0 && router->idle()) router->idle_.NotifyAll();
+            --router->n_held_;
+            if (router->idle()) router->idle_.NotifyAll();
           }};
 }
 
