@@ -431,8 +431,14 @@ Result<Plan> Calibrate(std::shared_ptr<const Checkpoint> checkpoint, const kerne
 
 void RemovePartial(const std::string& partial_path) {
   std::error_code ignored;
-  for (const std::string& path : {partial_path, partial_path + ".maps"}) std::filesystem::remove(path, ignored);
-  for (const char* name : kBaseFiles) std::filesystem::remove(partial_path + name, ignored);
+  // What a killed calibration was writing has that process's number in its name.
+  const std::filesystem::path log = std::filesystem::absolute(partial_path, ignored);
+  const std::string beside = log.filename().string() + ".";
+  std::vector<std::filesystem::path> paths{log};
+  for (const auto& entry : std::filesystem::directory_iterator(log.parent_path(), ignored)) {
+    if (entry.path().filename().string().starts_with(beside)) paths.push_back(entry.path());
+  }
+  for (const std::filesystem::path& path : paths) std::filesystem::remove(path, ignored);
 }
 
 }  // namespace zeroc
