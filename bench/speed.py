@@ -19,6 +19,8 @@ import sys
 
 from zeroc_cli import ROOT, Cli, machine, machine_line, table
 
+BENCH_DIR = "build/release/bench"
+KERNEL_BENCHES = ["kv_bench", "attention_bench"]
 WORK = [
     ("prefill of 4,096 tokens", ["prefill", "--prompt-tokens", "4096"]),
     ("decode behind 4,096 tokens", ["decode", "--context", "4096"]),
@@ -66,9 +68,16 @@ def summary(profiles, runs, work):
     return rows
 
 
+def check_programs():
+    """Before the minutes that the measurement takes."""
+    missing = [name for name in KERNEL_BENCHES if not (ROOT / BENCH_DIR / name).is_file()]
+    if missing:
+        sys.exit(f"{BENCH_DIR}: {' and '.join(missing)} missing; build with: deploy/build {' '.join(missing)}")
+
+
 def kernel_bench(name, pattern):
     """What one program of kernels/bench counts, a benchmark each."""
-    command = [f"build/release/bench/{name}", f"--benchmark_filter={pattern}", "--benchmark_format=json"]
+    command = [f"{BENCH_DIR}/{name}", f"--benchmark_filter={pattern}", "--benchmark_format=json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     if done.returncode != 0:
         sys.exit(f"{shlex.join(command)} failed ({done.returncode}): {done.stderr.strip()}")
@@ -148,6 +157,7 @@ def main():
     parser.add_argument("--repeat", type=int, default=5, help="timed runs of each command [5]")
     parser.add_argument("--out", default="docs/results", help="folder for the results [docs/results]")
     options = parser.parse_args()
+    check_programs()
     result = {"command": shlex.join(["bench/speed.py", *sys.argv[1:]]), "machine": machine(), "model": options.model}
     profiles, runs = measure(options)
     result.update(rounds=options.rounds, runs=runs)
