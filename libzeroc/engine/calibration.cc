@@ -55,7 +55,7 @@ std::vector<Window> ChooseWindows(std::span<const CalibrationSource> texts, std:
 Status GatherMoments(Transformer& model, std::span<const Window> windows, std::int32_t bos_id, int context,
                      MomentAccumulator& moments, const CalibrationProgress& progress) {
   ZEROC_ASSIGN_OR_RETURN(const auto format, model.Format("none"));
-  ZEROC_ASSIGN_OR_RETURN(const auto pool, OwnedPool::Create(*format, 1, context, kChunk));
+  ZEROC_ASSIGN_OR_RETURN(const auto pool, OwnedPool::Create(*format, 1, context, kChunk, model.kv_memory()));
   MomentObserver observer(moments);
   for (std::size_t w = 0; w < windows.size(); ++w) {
     std::vector<std::int32_t> input{bos_id};

@@ -285,9 +285,13 @@ bool DecodeEngine::Resume(SequenceId id) {
   Result<std::unique_ptr<SequenceKv>> kv = SequenceKv::Create(pool_, sequence.format, room, 1);
   if (!kv.ok()) return false;
   sequence.kv = std::move(*kv);
-  sequence.snapshot->Restore(*sequence.kv);
+  const Status restored = sequence.snapshot->Restore(*sequence.kv);
   swapped_bytes_ -= sequence.snapshot->bytes();
   sequence.snapshot.reset();
+  if (!restored.ok()) {
+    FailPreempted(id, std::string(restored.message()));
+    return true;  // nothing of it waits any more
+  }
   std::erase(preempted_, id);
   running_.push_back(id);
   return true;

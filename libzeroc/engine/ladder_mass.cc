@@ -62,7 +62,7 @@ Result<std::unique_ptr<MassTable>> MassTable::Gather(Transformer& plain, const W
                                                      int context, const MassOptions& options) {
   std::unique_ptr<MassTable> table(new MassTable(plain.ops(), GeometryOf(plain.config()), context));
   ZEROC_ASSIGN_OR_RETURN(const auto format, plain.Format("none"));
-  ZEROC_ASSIGN_OR_RETURN(const auto pool, OwnedPool::Create(*format, 1, context, kChunk));
+  ZEROC_ASSIGN_OR_RETURN(const auto pool, OwnedPool::Create(*format, 1, context, kChunk, plain.kv_memory()));
   const std::size_t n_windows = std::min(text.begins.size(), static_cast<std::size_t>(options.windows));
   for (std::size_t w = 0; w < n_windows; ++w) {
     Window& window = table->windows_.emplace_back();

@@ -76,7 +76,8 @@ Result<Completion> GenerateLocally(Transformer& model, std::shared_ptr<const KvF
   ZEROC_RETURN_IF_ERROR(CheckRequest(model, prompt, sampling));
   chunk_tokens = std::min(chunk_tokens, static_cast<int>(prompt.size()));
   const int n_held = TokensHeld(prompt, sampling);
-  ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<OwnedPool> pool, OwnedPool::Create(*format, 1, n_held, chunk_tokens));
+  ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<OwnedPool> pool,
+                         OwnedPool::Create(*format, 1, n_held, chunk_tokens, model.kv_memory()));
   ZEROC_ASSIGN_OR_RETURN(SequenceCache cache,
                          SequenceCache::InBlocks(pool->pool(), std::move(format), n_held, chunk_tokens));
   return Generate(model, cache, prompt, sampling, on_token, chunk_tokens);

@@ -28,7 +28,7 @@ double LogSumExp(const float* logits, std::size_t n) {
 // Room for the caches of one method. A method that attends for itself needs no blocks.
 Result<std::unique_ptr<OwnedPool>> OpenPool(const ScoredMethod& method, int n_sequences, int max_tokens, int step) {
   if (method.attention != nullptr) return std::unique_ptr<OwnedPool>();
-  return OwnedPool::Create(*method.format, n_sequences, max_tokens, step);
+  return OwnedPool::Create(*method.format, n_sequences, max_tokens, step, method.model->kv_memory());
 }
 
 Result<SequenceCache> NewCache(const ScoredMethod& method, OwnedPool* pool, int max_tokens, int step) {

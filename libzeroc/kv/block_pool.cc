@@ -12,7 +12,8 @@ constexpr std::size_t kSlabAlignment = 64;  // cache lines, for the blocks whose
 
 }  // namespace
 
-Result<std::unique_ptr<BlockPool>> BlockPool::Create(std::span<std::byte> arena, std::size_t slab_bytes) {
+Result<std::unique_ptr<BlockPool>> BlockPool::Create(std::span<std::byte> arena, std::size_t slab_bytes,
+                                                     KvMemory& memory) {
   if (slab_bytes == 0 || slab_bytes % kSlabAlignment != 0) {
     return InvalidArgument("block pool: slab of " + std::to_string(slab_bytes) + " bytes is not a multiple of 64");
   }
@@ -26,11 +27,11 @@ Result<std::unique_ptr<BlockPool>> BlockPool::Create(std::span<std::byte> arena,
   if (arena.size() / kUnitBytes >= BlockRef::kNone) {
     return InvalidArgument("block pool: an arena of " + std::to_string(arena.size()) + " bytes is over 64 GiB");
   }
-  return std::unique_ptr<BlockPool>(new BlockPool(arena, slab_bytes));
+  return std::unique_ptr<BlockPool>(new BlockPool(arena, slab_bytes, memory));
 }
 
-BlockPool::BlockPool(std::span<std::byte> arena, std::size_t slab_bytes)
-    : arena_(arena), slab_bytes_(slab_bytes), slabs_(arena.size() / slab_bytes) {
+BlockPool::BlockPool(std::span<std::byte> arena, std::size_t slab_bytes, KvMemory& memory)
+    : arena_(arena), memory_(memory), slab_bytes_(slab_bytes), slabs_(arena.size() / slab_bytes) {
   for (std::size_t i = 0; i < slabs_.size(); ++i) free_slabs_.insert(free_slabs_.end(), i);
 }
 

@@ -9,7 +9,7 @@
 // block that is only kept counts as available: Allocate asks the reclaimer for such blocks before it refuses.
 //
 // Not thread-safe: the engine's step loop owns it. The arena outlives the pool. Blocks are 16-byte aligned, and
-// 64-byte aligned where their size is a multiple of 64.
+// 64-byte aligned where their size is a multiple of 64. The pool never looks into the arena, which may lie on a device.
 #pragma once
 
 #include <cstddef>
@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "libzeroc/base/status.h"
+#include "libzeroc/kv/kv_memory.h"
 
 namespace zeroc {
 
@@ -56,7 +57,9 @@ class BlockPool {
   };
 
   // kInvalidArgument if the arena holds not one slab, is misaligned (64 bytes) or too large for BlockRef (64 GiB).
-  static Result<std::unique_ptr<BlockPool>> Create(std::span<std::byte> arena, std::size_t slab_bytes);
+  // `memory` is where it lies.
+  static Result<std::unique_ptr<BlockPool>> Create(std::span<std::byte> arena, std::size_t slab_bytes,
+                                                   KvMemory& memory = HostKvMemory());
 
   // Appends n blocks of block_bytes (a multiple of 16, at most slab_bytes) to *out, all or none, each with one user.
   // kResourceExhausted when they do not fit even without the kept blocks; kInvalidArgument for a bad size.
@@ -76,7 +79,9 @@ class BlockPool {
   // Null: nothing is reclaimed. The reclaimer outlives the pool or takes itself out.
   void SetReclaimer(BlockReclaimer* reclaimer) { reclaimer_ = reclaimer; }
 
+  // An address in memory(): for its owner's kernels, and for its copies.
   std::byte* Data(BlockRef ref) const { return arena_.data() + ref.offset(); }
+  KvMemory& memory() const { return memory_; }
   std::size_t slab_bytes() const { return slab_bytes_; }
   Usage usage() const;
 
@@ -95,13 +100,14 @@ class BlockPool {
     std::size_t slab_idx = 0, i = 0;
   };
 
-  BlockPool(std::span<std::byte> arena, std::size_t slab_bytes);
+  BlockPool(std::span<std::byte> arena, std::size_t slab_bytes, KvMemory& memory);
   bool TakeFromSlab(std::size_t slab_idx, std::size_t* n_wanted, std::vector<BlockRef>* out);
   std::size_t CountFree(std::size_t block_bytes) const;
   Place Find(BlockRef ref) const;  // of a block that is held; checked
   void FreeIfUnheld(const Place& place);
 
   std::span<std::byte> arena_;
+  KvMemory& memory_;
   std::size_t slab_bytes_;
   std::vector<Slab> slabs_;
   std::set<std::size_t> free_slabs_;                            // lowest first: keeps the arena's tail untouched

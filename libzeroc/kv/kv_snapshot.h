@@ -15,11 +15,12 @@ namespace zeroc {
 
 class KvSnapshot {
  public:
-  // Copies HeldBytes() of a sequence between steps. kResourceExhausted when the system has no memory.
+  // Copies HeldBytes() of a sequence between steps. kResourceExhausted when the system has no memory; else fails as the
+  // pool's KvMemory does.
   static Result<KvSnapshot> Take(const SequenceKv& kv);
 
   // Into an empty sequence of the same format, with room.
-  void Restore(SequenceKv& kv) const;
+  Status Restore(SequenceKv& kv) const;
 
   int n_tokens() const { return n_tokens_; }
   std::uint64_t bytes() const { return bytes_; }

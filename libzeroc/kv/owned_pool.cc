@@ -1,10 +1,7 @@
 #include "libzeroc/kv/owned_pool.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <set>
-#include <string>
 
 #include "libzeroc/kv/sequence_kv.h"
 
@@ -27,27 +24,21 @@ std::size_t SlabBytesFor(const KvFormat& format) {
 }
 
 Result<std::unique_ptr<OwnedPool>> OwnedPool::Create(const KvFormat& format, int n_sequences, int max_tokens,
-                                                     int step_tokens_max) {
+                                                     int step_tokens_max, KvMemory& memory) {
   const std::size_t slab = SlabBytesFor(format);
   const std::uint64_t blocks =
       static_cast<std::uint64_t>(n_sequences) * SequenceKv::BytesNeeded(format, max_tokens, step_tokens_max);
   // Blocks do not straddle slabs: up to a quarter of a slab is lost at its end, and every block size starts slabs anew.
   const std::uint64_t n_slabs = (blocks + blocks / 3) / slab + BlockSizes(format).size() + 1;
-  std::unique_ptr<OwnedPool> owned(new OwnedPool());
-  void* memory =
-      mmap(nullptr, n_slabs * slab, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) {
-    return ResourceExhausted("KV cache: the system refused " + std::to_string(n_slabs * slab) + " bytes");
-  }
-  owned->arena_ = static_cast<std::byte*>(memory);
-  owned->arena_bytes_ = n_slabs * slab;
-  ZEROC_ASSIGN_OR_RETURN(owned->pool_, BlockPool::Create({owned->arena_, owned->arena_bytes_}, slab));
+  std::unique_ptr<OwnedPool> owned(new OwnedPool(memory));
+  ZEROC_ASSIGN_OR_RETURN(owned->arena_, memory.Allocate(n_slabs * slab));
+  ZEROC_ASSIGN_OR_RETURN(owned->pool_, BlockPool::Create(owned->arena_, slab, memory));
   return owned;
 }
 
 OwnedPool::~OwnedPool() {
   pool_.reset();
-  if (arena_ != nullptr) munmap(arena_, arena_bytes_);
+  if (!arena_.empty()) memory_.Free(arena_);
 }
 
 }  // namespace zeroc

@@ -4,10 +4,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <span>
 
 #include "libzeroc/base/status.h"
 #include "libzeroc/kv/block_pool.h"
 #include "libzeroc/kv/kv_format.h"
+#include "libzeroc/kv/kv_memory.h"
 
 namespace zeroc {
 
@@ -16,10 +18,10 @@ std::size_t SlabBytesFor(const KvFormat& format);
 
 class OwnedPool {
  public:
-  // Room for n_sequences of max_tokens tokens, written in steps of at most step_tokens_max. kResourceExhausted when the
-  // system refuses the memory.
+  // Room for n_sequences of max_tokens tokens, written in steps of at most step_tokens_max, in the memory of the model
+  // that will fill it. kResourceExhausted when that has no more.
   static Result<std::unique_ptr<OwnedPool>> Create(const KvFormat& format, int n_sequences, int max_tokens,
-                                                   int step_tokens_max);
+                                                   int step_tokens_max, KvMemory& memory = HostKvMemory());
   ~OwnedPool();
   OwnedPool(const OwnedPool&) = delete;
   OwnedPool& operator=(const OwnedPool&) = delete;
@@ -27,9 +29,9 @@ class OwnedPool {
   BlockPool& pool() { return *pool_; }
 
  private:
-  OwnedPool() = default;
-  std::byte* arena_ = nullptr;
-  std::size_t arena_bytes_ = 0;
+  explicit OwnedPool(KvMemory& memory) : memory_(memory) {}
+  KvMemory& memory_;
+  std::span<std::byte> arena_;
   std::unique_ptr<BlockPool> pool_;
 };
 

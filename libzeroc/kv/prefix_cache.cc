@@ -1,7 +1,6 @@
 #include "libzeroc/kv/prefix_cache.h"
 
 #include <algorithm>
-#include <cstring>
 #include <iterator>
 #include <utility>
 
@@ -241,15 +240,16 @@ bool PrefixCache::CopyState(const SequenceKv& kv, int n_tokens, Entry* entry) {
   const auto copy = [&](const std::vector<BlockRef>& from, std::size_t block_bytes, std::vector<BlockRef>* to) {
     std::vector<BlockRef> refs;
     if (!pool_.Allocate(block_bytes, from.size(), &refs).ok()) return false;
+    bool copied = true;
     for (std::size_t i = 0; i < from.size(); ++i) {
-      std::memcpy(pool_.Data(refs[i]), pool_.Data(from[i]), block_bytes);
+      copied = copied && pool_.memory().Copy(pool_.Data(refs[i]), pool_.Data(from[i]), block_bytes).ok();
       pool_.Keep(refs[i]);
       pool_.Release(refs[i]);
       to->push_back(refs[i]);
       entry->probe = refs[i];
     }
     entry->bytes += from.size() * block_bytes;
-    return true;
+    return copied;
   };
   for (int l = 0; l < format.n_layers; ++l) {
     const LayerBlocks from = kv.BlocksAt(l, n_tokens);

@@ -95,7 +95,7 @@ inline void RunStep(SequenceKv& kv, const Tokens& tokens, int n_new) {
         for (int i = 0; i < to_bytes; ++i) to[i] = static_cast<std::uint8_t>(from[i * 3 % from_bytes] * 3 + tier);
       }
     }
-    if (!kv.format().tiers.empty() && kv.pack_begin(0) == 0 && kv.pack_end(0) > 0) kv.CopySink(layer);
+    if (kv.takes_sink()) kv.CopySink(layer);
   }
   kv.EndStep();
 }

@@ -103,7 +103,9 @@ Result<std::unique_ptr<SequenceKv>> SequenceKv::Make(BlockPool& pool, std::share
     kv->n_shared_ = beginning->n_shared;
   }
   ZEROC_RETURN_IF_ERROR(kv->TakeBlocks(beginning).WithContext("KV for " + std::to_string(max_tokens) + " tokens"));
-  if (beginning != nullptr && beginning->n_tokens > 0) kv->CopyState(*beginning);
+  if (beginning != nullptr && beginning->n_tokens > 0) {
+    ZEROC_RETURN_IF_ERROR(kv->CopyState(*beginning));
+  }
   return kv;
 }
 
@@ -215,22 +217,28 @@ Status SequenceKv::TakeBlocks(const KvBeginning* beginning) {
 }
 
 // The blocks that steps to come will overwrite, as copies.
-void SequenceKv::CopyState(const KvBeginning& beginning) {
+Status SequenceKv::CopyState(const KvBeginning& beginning) {
   const int n_tokens = beginning.n_tokens;
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     const LayerBlocks& from = beginning.layers[l];
     const LayerBlocks to = BlocksAt(static_cast<int>(l), n_tokens);
     const auto copy = [this](std::span<const BlockRef> sources, std::span<const BlockRef> targets, std::size_t bytes) {
       ZEROC_CHECK(sources.size() == targets.size(), sources.size(), targets.size());
-      for (std::size_t i = 0; i < sources.size(); ++i) std::memcpy(Data(targets[i]), Data(sources[i]), bytes);
+      Status status;
+      for (std::size_t i = 0; i < sources.size() && status.ok(); ++i) {
+        status = pool_.memory().Copy(pool_.Data(targets[i]), pool_.Data(sources[i]), bytes);
+      }
+      return status;
     };
     for (std::size_t i = 1; i < to.packed.size(); ++i) {
-      copy(from.packed[i].refs, to.packed[i].refs, to.packed[i].block_bytes);
+      ZEROC_RETURN_IF_ERROR(copy(from.packed[i].refs, to.packed[i].refs, to.packed[i].block_bytes));
     }
-    if (format_->packs) copy(from.exact, to.exact, static_cast<std::size_t>(format_->exact.block_bytes));
+    if (!format_->packs) continue;
+    ZEROC_RETURN_IF_ERROR(copy(from.exact, to.exact, static_cast<std::size_t>(format_->exact.block_bytes)));
   }
   SetSpans(n_tokens);
   last_step_begin_ = n_tokens;
+  return OkStatus();
 }
 
 Status SequenceKv::Unshare() {

@@ -81,6 +81,7 @@ class SequenceKv {
   SequenceKv& operator=(const SequenceKv&) = delete;
 
   const KvFormat& format() const { return *format_; }
+  const std::shared_ptr<const KvFormat>& shared_format() const { return format_; }
   int n_tokens() const { return n_tokens_; }
   int max_tokens() const { return max_tokens_; }
   int step_tokens_max() const { return step_tokens_max_; }
@@ -108,8 +109,12 @@ class SequenceKv {
   const kernels::KvBlockLayout& SourceLayout(int layer, int tier) const;
   std::uint8_t* PackedBlock(int layer, int tier, int block_idx) const;
 
-  // Copies the sink tokens out of exact block 0; call for every layer when pack_begin(0) == 0 < pack_end(0).
+  // Whether the sink tokens have to be taken out of exact block 0 in this step, for every layer: into SinkData.
+  bool takes_sink() const { return format_->sink_tokens > 0 && n_tiers() > 0 && pack_begin(0) == 0 && pack_end(0) > 0; }
+  // That, in host memory.
   void CopySink(int layer);
+
+  std::uint8_t* SinkData(int layer) const { return layers_[static_cast<std::size_t>(layer)].sink_data; }
 
   // What the queries at first_pos .. last_pos see, last_pos included. The segments' ages say which query sees which
   // block in which tier. Returns the number of segments written.
@@ -121,7 +126,6 @@ class SequenceKv {
   // A block in a form that the rank holds, in a step. Owned ones are there when the layer has been written.
   std::uint8_t* FormData(int layer, const BlockForm& form) const;
   const kernels::KvBlockLayout& FormLayout(int layer, int tier) const;
-  std::uint8_t* SinkData(int layer) const { return layers_[static_cast<std::size_t>(layer)].sink_data; }
 
   // Takes the step's tokens into the sequence and recycles the copies that left every later window.
   void EndStep();
@@ -183,7 +187,7 @@ class SequenceKv {
   Status TakeRing(const kernels::KvBlockLayout& layout, int n, std::span<const BlockRef> shared,
                   const std::vector<bool>* held, Ring& ring);
   std::uint64_t BytesToTake() const;
-  void CopyState(const KvBeginning& beginning);
+  Status CopyState(const KvBeginning& beginning);
   void Reshape(Ring& ring, std::size_t n_slots, int live_begin, int live_end, std::vector<BlockRef> spare);
   void FillWindow(int begin, int end, Ring& ring) const;
   void SetSpans(int n_tokens);

@@ -151,7 +151,7 @@ TEST(SequenceKvTest, ResizedAndRestoredSequencesKeepEveryToken) {
           kv.reset();
           EXPECT_EQ(fixture.pool().usage().n_blocks_used, 0u);
           kv = SequenceKv::Create(fixture.pool(), format, room, step_max).value();
-          snapshot->Restore(*kv);
+          ASSERT_TRUE(snapshot->Restore(*kv).ok());
         }
         const int most = std::min(kv->max_tokens() - kv->n_tokens(), step_max);
         if (most == 0) continue;

@@ -31,7 +31,7 @@ inline std::vector<float> RunChunks(Transformer& model, const std::string& profi
   const auto format = model.Format(profile).value();
   const int n = static_cast<int>(ids.size());
   const auto vocab = static_cast<std::size_t>(model.config().vocab_size);
-  const auto pool = OwnedPool::Create(*format, 1, n, n).value();
+  const auto pool = OwnedPool::Create(*format, 1, n, n, model.kv_memory()).value();
   const auto kv = SequenceKv::Create(pool->pool(), format, n, n).value();
   std::vector<float> logits(ids.size() * vocab);
   std::size_t next_chunk = 0;
@@ -76,7 +76,7 @@ inline std::shared_ptr<const Plan> MakePlan(Transformer& model, const std::vecto
   const auto format = model.Format("none").value();
   for (unsigned seed = 0; seed < 3; ++seed) {
     const auto ids = RandomIds(300, checkpoint.config().vocab_size, 100 + seed);
-    const auto pool = OwnedPool::Create(*format, 1, 300, 300).value();
+    const auto pool = OwnedPool::Create(*format, 1, 300, 300, model.kv_memory()).value();
     const auto kv = SequenceKv::Create(pool->pool(), format, 300, 300).value();
     const ForwardSequence sequence{kv.get(), ids, 0};
     EXPECT_TRUE(model.Forward({&sequence, 1}, nullptr, &observer).ok());

@@ -2,13 +2,18 @@
 // chunks and decode steps alike.
 //
 // One call takes any number of sequences, each with some new tokens and its own KvFormat, so a batch may mix profiles.
-// Weights are read where the checkpoint maps them; only the folded value and output weights of a plan are copies.
-// Not thread-safe: one step loop calls Forward; the work is spread over the given thread pool.
+// Transformer::Open runs it on this machine's processors: weights are read where the checkpoint maps them, only the
+// folded value and output weights of a plan are copies, and the work is spread over the given thread pool. Devices open
+// models of their own (libzeroc/model/cuda); their sequences' blocks lie in the model's memory.
+// Not thread-safe: one step loop calls Forward.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels/ops.h"
@@ -17,6 +22,7 @@
 #include "libzeroc/checkpoint/checkpoint.h"
 #include "libzeroc/compression/moments.h"
 #include "libzeroc/compression/plan.h"
+#include "libzeroc/kv/kv_memory.h"
 #include "libzeroc/kv/sequence_kv.h"
 #include "libzeroc/model/sequence_attention.h"
 #include "libzeroc/model/sp_step.h"
@@ -67,12 +73,18 @@ class Transformer {
   static Result<std::unique_ptr<Transformer>> Open(std::shared_ptr<const Checkpoint> checkpoint,
                                                    std::shared_ptr<const Plan> plan, const kernels::Ops& ops,
                                                    ThreadPool& threads);
-  ~Transformer();
+  virtual ~Transformer() = default;
+  Transformer(const Transformer&) = delete;
+  Transformer& operator=(const Transformer&) = delete;
 
-  const ModelConfig& config() const;
-  const Checkpoint& checkpoint() const;
-  const Plan* plan() const;  // null without one
-  const kernels::Ops& ops() const;
+  const ModelConfig& config() const { return checkpoint_->config(); }
+  const Checkpoint& checkpoint() const { return *checkpoint_; }
+  const Plan* plan() const { return plan_.get(); }  // null without one
+  // Name and ISA say where Forward runs; the functions are for what runs beside it on this machine's processors, with
+  // the same dtype of activations.
+  const kernels::Ops& ops() const { return ops_; }
+  // Pools of its sequences are made in it. Lives as long as the model.
+  virtual KvMemory& kv_memory() = 0;
 
   // The format of a profile for this model's engine; "none" without a plan. Cached.
   Result<std::shared_ptr<const KvFormat>> Format(const std::string& profile);
@@ -85,10 +97,23 @@ class Transformer {
   Status Forward(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer = nullptr,
                  const LayerRange& layers = {});
 
+ protected:
+  Transformer(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<const Plan> plan, const kernels::Ops& ops)
+      : checkpoint_(std::move(checkpoint)), plan_(std::move(plan)), ops_(ops) {}
+
+  // kFailedPrecondition for a plan of another model.
+  static Status CheckPlan(const Checkpoint& checkpoint, const Plan* plan);
+
  private:
-  struct Impl;
-  explicit Transformer(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  // Forward behind its checks; at least one sequence.
+  virtual Status Step(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer,
+                      const LayerRange& layers) = 0;
+  Status CheckBatch(std::span<const ForwardSequence> sequences);
+
+  std::shared_ptr<const Checkpoint> checkpoint_;
+  std::shared_ptr<const Plan> plan_;
+  const kernels::Ops& ops_;
+  std::map<std::string, std::shared_ptr<const KvFormat>> formats_;
 };
 
 }  // namespace zeroc

@@ -32,11 +32,12 @@ struct TimedRun {
 // The caches of the batch. Members end in reverse order: sequences before their pool.
 class Caches {
  public:
-  Status Create(std::shared_ptr<const KvFormat> format, int n_sequences, int max_tokens, int step_tokens_max) {
-    format_ = std::move(format);
+  Status Create(const ScoredMethod& method, int n_sequences, int max_tokens, int step_tokens_max) {
+    format_ = method.format;
     max_tokens_ = max_tokens;
     step_tokens_max_ = step_tokens_max;
-    ZEROC_ASSIGN_OR_RETURN(pool_, OwnedPool::Create(*format_, n_sequences, max_tokens, step_tokens_max));
+    ZEROC_ASSIGN_OR_RETURN(
+        pool_, OwnedPool::Create(*format_, n_sequences, max_tokens, step_tokens_max, method.model->kv_memory()));
     sequences_.resize(static_cast<std::size_t>(n_sequences));
     return Reset();
   }
@@ -111,6 +112,10 @@ class BenchCommand : public Command {
 
   Status Run() override {
     ZEROC_RETURN_IF_ERROR(options_.RefuseBaselines("bench"));
+    if (options_.backend == "cuda") {
+      return Unimplemented(
+          "zeroc bench sets its figures beside the processors' peak; on a GPU: tests/gpu/run --part bench");
+    }
     ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<Session> session, Session::Open(options_));
     ZEROC_ASSIGN_OR_RETURN(const ScoredMethod method, session->Asked());
     Progress progress;
@@ -154,7 +159,7 @@ class BenchCommand : public Command {
 
   Status BenchPrefill(const ScoredMethod& method) {
     Caches caches;
-    ZEROC_RETURN_IF_ERROR(caches.Create(method.format, batch_, n_prompt_, std::min(kChunkTokens, n_prompt_)));
+    ZEROC_RETURN_IF_ERROR(caches.Create(method, batch_, n_prompt_, std::min(kChunkTokens, n_prompt_)));
     const Ids ids = MakeIds(n_prompt_, method.model->config().vocab_size);
     for (int i = -1; i < n_runs_; ++i) {  // the first one only warms up
       progress_->Show("prefill", static_cast<double>(i + 1) / (n_runs_ + 1));
@@ -170,7 +175,7 @@ class BenchCommand : public Command {
   Status BenchDecode(const ScoredMethod& method) {
     const int n_tokens = n_context_ + kWarmUpSteps + n_runs_ * kStepsPerRun;
     Caches caches;
-    ZEROC_RETURN_IF_ERROR(caches.Create(method.format, batch_, n_tokens, std::min(kChunkTokens, n_context_)));
+    ZEROC_RETURN_IF_ERROR(caches.Create(method, batch_, n_tokens, std::min(kChunkTokens, n_context_)));
     const Ids ids = MakeIds(n_tokens, method.model->config().vocab_size);
     progress_->Show("context", 0);
     TimedRun untimed;

@@ -120,7 +120,7 @@ class LogitsCommand : public Command {
     const int n_tokens = *wanted.rbegin() + 1;  // what lies behind the last wanted position is not needed
     const int chunk_max = std::min(kChunkTokens, n_tokens);
     ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<OwnedPool> pool,
-                           OwnedPool::Create(*method.format, 1, n_tokens, chunk_max));
+                           OwnedPool::Create(*method.format, 1, n_tokens, chunk_max, method.model->kv_memory()));
     ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<SequenceKv> kv,
                            SequenceKv::Create(pool->pool(), method.format, n_tokens, chunk_max));
     std::vector<float> logits;
