@@ -28,10 +28,11 @@ void Free(void* memory);
 void* AllocatePinned(std::size_t bytes);
 void FreePinned(void* memory);
 
-// Enqueued on the stream. From and to pageable memory they return when the copy is done.
-// False with the runtime's message in the next Synchronize.
+// Enqueued on the stream. From and to pageable memory they return when the copy is done. On the device the two ranges
+// may not overlap. False with the runtime's message in the next Synchronize.
 bool CopyToDevice(void* device, const void* host, std::size_t bytes, Stream stream);
 bool CopyToHost(void* host, const void* device, std::size_t bytes, Stream stream);
+bool CopyOnDevice(void* to, const void* from, std::size_t bytes, Stream stream);
 
 // Waits for all work of the stream. Null, or what went wrong since the last call on this thread.
 const char* Synchronize(Stream stream);

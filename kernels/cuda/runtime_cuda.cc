@@ -77,6 +77,10 @@ bool CopyToHost(void* host, const void* device, std::size_t bytes, Stream stream
   return Note(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, static_cast<cudaStream_t>(stream)));
 }
 
+bool CopyOnDevice(void* to, const void* from, std::size_t bytes, Stream stream) {
+  return Note(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(stream)));
+}
+
 const char* Synchronize(Stream stream) {
   Note(cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
   Note(cudaGetLastError());

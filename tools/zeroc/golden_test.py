@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Logits and greedy tokens of both backends against float64 references. Standard library only.
+"""Logits and greedy tokens of the backends against float64 references. Standard library only.
 
     golden_test.py   our own golden file, and the shared one beside the checkout where there is one
 
@@ -16,6 +16,7 @@ reference's own text; and the tokens of generate must be the reference's up to t
 
 import array
 import json
+import os
 import pathlib
 import tempfile
 import unittest
@@ -24,8 +25,9 @@ from zeroc_testing import MODEL, ROOT, TIME_SCALE, zeroc_json
 
 OWN = ROOT / "tests/data/zeroc_demo_logits.json"
 SHARED = ROOT.parent / "shared/golden/zeroc-demo"
-TOLERANCE = {"ref": 1e-4, "cpu": 0.15}
-MARGIN = {"ref": 2e-4, "cpu": 0.1}
+TOLERANCE = {"ref": 1e-4, "cpu": 0.15, "cuda": 0.15}  # both round to bf16 in the same places
+MARGIN = {"ref": 2e-4, "cpu": 0.1, "cuda": 0.1}
+WITH_CUDA = os.environ.get("ZEROC_TEST_CUDA") == "1"
 # 3,000 tokens take the scalar backend a quarter of a minute, and a sanitizer build (ZEROC_TEST_TIME_SCALE) too long.
 REF_TOKENS_MAX = 1 << 30 if TIME_SCALE == 1 else 400
 
@@ -109,6 +111,14 @@ class GoldenTest(unittest.TestCase):
 
     def test_own_ref(self):
         self.check_own("ref")
+
+    @unittest.skipUnless(WITH_CUDA, "ZEROC_TEST_CUDA is not set: tests/gpu/run --part model, on a machine with a GPU")
+    def test_own_cuda(self):
+        self.check_own("cuda")
+
+    @unittest.skipUnless(WITH_CUDA, "ZEROC_TEST_CUDA is not set: tests/gpu/run --part model, on a machine with a GPU")
+    def test_shared_cuda(self):
+        self.check_shared("cuda")
 
     def test_own_cpu(self):
         self.check_own("cpu")

@@ -57,6 +57,7 @@ class PerplexityCommand : public Command {
         ->option_text("FILE");
     options_.AddProfile(app);
     options_.AddMethod(app);
+    options_.AddBackend(app);
     options_.AddThreads(app);
     options_.AddJson(app);
   }
@@ -145,6 +146,7 @@ class RecallCommand : public Command {
         ->option_text("N");
     options_.AddProfile(app);
     options_.AddMethod(app);
+    options_.AddBackend(app);
     options_.AddThreads(app);
     options_.AddJson(app);
   }

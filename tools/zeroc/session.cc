@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "libzeroc/baselines/methods.h"
+#include "libzeroc/model/cuda/cuda_transformer.h"
 #include "tools/zeroc/text_input.h"
 
 namespace zeroc {
@@ -37,14 +38,6 @@ std::string Join(const std::vector<std::string>& list) {
   std::string text;
   for (const std::string& name : list) text += (text.empty() ? "" : ", ") + name;
   return text;
-}
-
-Result<const kernels::Ops*> OpsOf(const std::string& backend) {
-  if (backend == "ref") return &kernels::ReferenceOps();
-  if (backend == "cpu") return &kernels::CpuOps();
-  return Unimplemented(
-      "backend cuda: the CUDA kernels are there, but the engine does not keep weights and KV on a GPU yet "
-      "(docs/cuda.md); use --backend cpu");
 }
 
 Result<std::shared_ptr<const Plan>> OpenPlan(const ModelOptions& options, const Checkpoint& checkpoint) {
@@ -129,14 +122,19 @@ Session::Session(const ModelOptions& options, std::shared_ptr<const Checkpoint> 
     : options_(options), checkpoint_(std::move(checkpoint)), ops_(&ops), threads_(options.threads) {}
 
 Result<std::unique_ptr<Session>> Session::Open(const ModelOptions& options) {
-  ZEROC_ASSIGN_OR_RETURN(const kernels::Ops* ops, OpsOf(options.backend));
+  const kernels::Ops& ops = options.backend == "ref" ? kernels::ReferenceOps() : kernels::CpuOps();
   ZEROC_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(options.model_dir));
-  return std::unique_ptr<Session>(new Session(options, std::shared_ptr<const Checkpoint>(std::move(checkpoint)), *ops));
+  return std::unique_ptr<Session>(new Session(options, std::shared_ptr<const Checkpoint>(std::move(checkpoint)), ops));
+}
+
+Result<std::unique_ptr<Transformer>> Session::OpenModel(std::shared_ptr<const Plan> plan) {
+  if (options_.backend == "cuda") return OpenCudaTransformer(checkpoint_, std::move(plan));
+  return Transformer::Open(checkpoint_, std::move(plan), *ops_, threads_);
 }
 
 Result<ScoredMethod> Session::Uncompressed() {
   if (plain_ == nullptr) {
-    ZEROC_ASSIGN_OR_RETURN(plain_, Transformer::Open(checkpoint_, nullptr, *ops_, threads_));
+    ZEROC_ASSIGN_OR_RETURN(plain_, OpenModel(nullptr));
   }
   ZEROC_ASSIGN_OR_RETURN(std::shared_ptr<const KvFormat> format, plain_->Format("none"));
   return ScoredMethod{.model = plain_.get(), .format = std::move(format)};
@@ -184,7 +182,7 @@ Result<ScoredMethod> Session::Asked(const ProgressFn& progress) {
   if (!options_.compressed()) return Uncompressed();
   if (folded_ == nullptr) {
     ZEROC_ASSIGN_OR_RETURN(std::shared_ptr<const Plan> plan, OpenPlan(options_, *checkpoint_));
-    ZEROC_ASSIGN_OR_RETURN(folded_, Transformer::Open(checkpoint_, std::move(plan), *ops_, threads_));
+    ZEROC_ASSIGN_OR_RETURN(folded_, OpenModel(std::move(plan)));
   }
   ZEROC_ASSIGN_OR_RETURN(std::shared_ptr<const KvFormat> format, folded_->Format(options_.profile));
   return ScoredMethod{.model = folded_.get(), .format = std::move(format)};

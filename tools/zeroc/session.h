@@ -46,15 +46,16 @@ struct ModelOptions {
 
 class Session {
  public:
-  // Checkpoint, ops and threads; kUnimplemented for a backend that this build does not have.
+  // Checkpoint, ops and threads.
   static Result<std::unique_ptr<Session>> Open(const ModelOptions& options);
 
   const Checkpoint& checkpoint() const { return *checkpoint_; }
   const std::shared_ptr<const Checkpoint>& shared_checkpoint() const { return checkpoint_; }
-  const kernels::Ops& ops() const { return *ops_; }
+  const kernels::Ops& ops() const { return *ops_; }  // of the host, for work of its own
   ThreadPool& threads() { return threads_; }
 
-  // The plain model, bf16 KV.
+  // The plain model, bf16 KV. Here and below, what keeps a backend from opening it: kUnimplemented in a build without,
+  // kFailedPrecondition on a machine without.
   Result<ScoredMethod> Uncompressed();
   // What the flags ask for: the folded model with the profile's format, the plain one, or that with a baseline, which
   // is calibrated here where it needs to be. Models are opened once.
@@ -69,6 +70,8 @@ class Session {
  private:
   Session(const ModelOptions& options, std::shared_ptr<const Checkpoint> checkpoint, const kernels::Ops& ops);
 
+  // On the backend that was asked for. plan may be null.
+  Result<std::unique_ptr<Transformer>> OpenModel(std::shared_ptr<const Plan> plan);
   Result<std::vector<std::vector<std::int32_t>>> CalibrationWindows(Transformer& model,
                                                                     const ProgressFn& progress) const;
 

@@ -10,10 +10,22 @@ using Works = std::vector<std::function<void()>>;
 
 namespace {
 thread_local Works* recording = nullptr;
+thread_local std::int64_t lost = -1;
+thread_local std::int64_t n_works = 0;
 }  // namespace
 
 namespace simt {
+void LoseWork(std::int64_t idx) {
+  lost = idx;
+  n_works = 0;
+}
+std::int64_t CountWork() { return n_works; }
+
 void Enqueue(std::function<void()> work) {
+  if (n_works++ != lost) EnqueueUpload(std::move(work));
+}
+
+void EnqueueUpload(std::function<void()> work) {
   if (recording == nullptr) return work();
   recording->push_back(std::move(work));
 }

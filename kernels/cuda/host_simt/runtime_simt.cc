@@ -3,10 +3,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
 
+#include "kernels/cuda/host_simt/queue.h"
 #include "kernels/cuda/host_simt/simt.h"
 #include "kernels/cuda/runtime.h"
 
@@ -27,6 +29,12 @@ void CheckGuards(const void* memory, std::size_t bytes) {
     if (fault.empty()) fault = "a write beside a buffer of " + std::to_string(bytes) + " bytes";
     return;
   }
+}
+
+std::function<void()> CopyOf(void* to, const void* from, std::size_t bytes) {
+  return [to, from, bytes] {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  };
 }
 
 }  // namespace
@@ -61,12 +69,17 @@ void* AllocatePinned(std::size_t bytes) { return Allocate(bytes); }
 void FreePinned(void* memory) { Free(memory); }
 
 bool CopyToDevice(void* device, const void* host, std::size_t bytes, Stream) {
-  if (bytes > 0) std::memcpy(device, host, bytes);
+  simt::EnqueueUpload(CopyOf(device, host, bytes));
   return true;
 }
 
 bool CopyToHost(void* host, const void* device, std::size_t bytes, Stream) {
-  if (bytes > 0) std::memcpy(host, device, bytes);
+  simt::Enqueue(CopyOf(host, device, bytes));
+  return true;
+}
+
+bool CopyOnDevice(void* to, const void* from, std::size_t bytes, Stream) {
+  simt::Enqueue(CopyOf(to, from, bytes));
   return true;
 }
 

@@ -1,0 +1,463 @@
+#include "libzeroc/model/cuda/cuda_transformer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/graph.h"
+#include "kernels/cuda/linear.h"
+#include "libzeroc/base/check.h"
+#include "libzeroc/model/cuda/device_step.h"
+#include "libzeroc/model/cuda/device_weights.h"
+#include "libzeroc/model/rope_tables.h"
+
+namespace zeroc {
+
+namespace cuda = kernels::cuda;
+using kernels::Bf16;
+
+namespace {
+
+constexpr std::int64_t kMlpRowsMax = 4096;  // the widest activations are not kept for more rows at once
+constexpr int kRopePositionsMin = 1024;     // of the first table
+
+// Name and ISA of the device over the host's functions of the same dtype.
+const kernels::Ops& DeviceOps() {
+  static const kernels::Ops ops = [] {
+    kernels::Ops table = kernels::CpuOps();
+    table.name = cuda::RuntimeName();
+    table.isa = [] {
+      static const std::string text = [] {
+        char buffer[256];
+        cuda::DescribeDevice(buffer, sizeof(buffer));
+        return std::string(buffer);
+      }();
+      return text.c_str();
+    };
+    return table;
+  }();
+  return ops;
+}
+
+class OwnedStream {
+ public:
+  explicit OwnedStream(cuda::Stream stream) : stream_(stream) {}
+  ~OwnedStream() { cuda::DestroyStream(stream_); }
+  OwnedStream(const OwnedStream&) = delete;
+  OwnedStream& operator=(const OwnedStream&) = delete;
+  cuda::Stream get() const { return stream_; }
+
+ private:
+  cuda::Stream stream_;
+};
+
+// Activations of one step, on the device. f32 but for act and wide.
+struct Activations {
+  DeviceBuffer x, kept_x;                     // [rows, hidden]; of the rows with logits alone
+  DeviceBuffer act, kept_act;                 // bf16, likewise
+  DeviceBuffer qkv;                           // [rows, qkv_width]
+  DeviceBuffer queries;                       // [rows, q_width], by sequence [n_kv_heads, n_tokens, group, head_dim]
+  DeviceBuffer wide;                          // bf16 [rows, q_width] or [MLP rows, intermediate]
+  DeviceBuffer mlp;                           // [MLP rows, 2 * intermediate]
+  DeviceBuffer logits;                        // [logit rows, vocab]
+  DeviceBuffer part_out, part_max, part_sum;  // of decode attention
+};
+
+class CudaTransformer final : public Transformer {
+ public:
+  static Result<std::unique_ptr<Transformer>> Open(std::shared_ptr<const Checkpoint> checkpoint,
+                                                   std::shared_ptr<const Plan> plan);
+  KvMemory& kv_memory() override { return memory_; }
+
+ private:
+  CudaTransformer(std::shared_ptr<const Checkpoint> checkpoint, std::shared_ptr<const Plan> plan,
+                  std::unique_ptr<OwnedStream> stream, std::unique_ptr<cuda::Linear> linear)
+      : Transformer(std::move(checkpoint), std::move(plan), DeviceOps()),
+        config_(config()),
+        owned_stream_(std::move(stream)),
+        stream_(owned_stream_->get()),
+        linear_(std::move(linear)),
+        memory_(stream_) {}
+
+  std::int64_t q_width() const { return config_.n_heads * config_.head_dim; }
+  std::int64_t kv_width() const { return config_.n_kv_heads * config_.head_dim; }
+  std::int64_t qkv_width() const { return q_width() + 2 * kv_width(); }
+  std::int64_t mlp_stride() const { return config_.intermediate_size * (config_.mlp == MlpKind::kSwiGlu ? 2 : 1); }
+
+  Status Step(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer,
+              const LayerRange& layers) override;
+  Status CheckSupported(std::span<const ForwardSequence> sequences, const ForwardObserver* observer) const;
+  Result<std::vector<StepSequence>> Begin(std::span<const ForwardSequence> sequences);
+  Status Reserve(const StepRows& rows, const StepRows& logit_rows, bool has_logits);
+  Status ReserveRope(std::span<const StepSequence> sequences);
+  Status Run(std::span<const StepSequence> sequences, float* logits, ForwardObserver* observer,
+             const LayerRange& layers);
+  Status Embed();
+  Status Layer(int layer, std::span<const StepSequence> sequences, bool shortened, ForwardObserver* observer);
+  Status Logits(const float* x, Bf16* act, float* logits);
+  Status Norm(const float* x, std::int64_t n_rows, const DeviceNorm& norm, Bf16* out);
+  Status HeadNorm(float* rows, std::int64_t n_rows, std::int64_t n_heads, const Bf16* gain);
+  Status Linear(const Bf16* x, std::int64_t n_rows, std::int64_t k, const DeviceLinear& w, std::int64_t n_out, float* y,
+                std::int64_t y_stride, bool accumulate);
+  Status WriteKv(int layer, std::span<const StepSequence> sequences);
+  Status PrepareQueries(int layer, std::span<const StepSequence> sequences, const StepRows& queries);
+  Status Attend(int layer);
+  Status Mlp(const DeviceLayer& w, float* x, Bf16* act, std::int64_t n_rows);
+  void KeepLogitRows();
+  kernels::RopeRows RopeAt(std::int64_t position) const;
+
+  const ModelConfig& config_;
+  std::unique_ptr<OwnedStream> owned_stream_;
+  cuda::Stream stream_;
+  std::unique_ptr<cuda::Linear> linear_;
+  DeviceKvMemory memory_;
+  DeviceWeights weights_;
+  DeviceFormats formats_;
+  DeviceBuffer rope_cos_, rope_sin_;  // [rope_positions_, head_dim / 2]
+  std::int64_t rope_positions_ = 0;
+  DeviceStep step_;
+  Activations at_;
+};
+
+Result<std::unique_ptr<Transformer>> CudaTransformer::Open(std::shared_ptr<const Checkpoint> checkpoint,
+                                                           std::shared_ptr<const Plan> plan) {
+  ZEROC_RETURN_IF_ERROR(CheckPlan(*checkpoint, plan.get()));
+  const std::string backend = "backend " + std::string(cuda::RuntimeName()) + ": ";
+  if (const char* why = cuda::WhyUnavailable()) return FailedPrecondition(backend + why);
+  auto stream = std::make_unique<OwnedStream>(cuda::CreateStream());
+  if (stream->get() == nullptr) return FailedPrecondition(backend + "the device gives no stream");
+  const char* error = nullptr;
+  std::unique_ptr<cuda::Linear> linear = cuda::Linear::Open(stream->get(), &error);
+  if (linear == nullptr) return FailedPrecondition(backend + error);
+  // The host's copies of folded weights go when they are on the device.
+  ZEROC_ASSIGN_OR_RETURN(const TransformerWeights weights, TransformerWeights::Load(*checkpoint, plan.get()));
+  std::unique_ptr<CudaTransformer> model(
+      new CudaTransformer(std::move(checkpoint), std::move(plan), std::move(stream), std::move(linear)));
+  ZEROC_ASSIGN_OR_RETURN(model->weights_, DeviceWeights::Upload(weights, model->config_, model->stream_));
+  return std::unique_ptr<Transformer>(std::move(model));
+}
+
+Status CudaTransformer::CheckSupported(std::span<const ForwardSequence> sequences,
+                                       const ForwardObserver* observer) const {
+  const std::string name = ops().name;
+  for (const ForwardSequence& sequence : sequences) {
+    if (sequence.attention != nullptr) {
+      return Unimplemented("backend " + name + ": methods that attend for themselves run on the CPU only");
+    }
+    if (sequence.sp != nullptr) return Unimplemented("backend " + name + ": groups of ranks run on the CPU only");
+  }
+  if (observer != nullptr && observer->WantsProjections()) {
+    return Unimplemented("backend " + name + ": queries and keys are shown (calibration) on the CPU only");
+  }
+  return OkStatus();
+}
+
+// The sequences with their formats' numbers, which are taken to the device when they are first seen.
+Result<std::vector<StepSequence>> CudaTransformer::Begin(std::span<const ForwardSequence> sequences) {
+  std::vector<StepSequence> out;
+  for (const ForwardSequence& sequence : sequences) {
+    ZEROC_ASSIGN_OR_RETURN(const DeviceFormat* format, formats_.Of(sequence.kv->shared_format(), stream_));
+    out.push_back({sequence.kv, format, sequence.tokens, sequence.kv->n_tokens(), sequence.n_logits});
+  }
+  ZEROC_RETURN_IF_ERROR(ReserveRope(out));
+  return out;
+}
+
+// All positions' cos and sin, computed once: 64 KiB for each 128 positions of a model with heads of 128.
+Status CudaTransformer::ReserveRope(std::span<const StepSequence> sequences) {
+  if (!config_.has_rope()) return OkStatus();
+  std::int64_t needed = 0;
+  for (const StepSequence& sequence : sequences) needed = std::max<std::int64_t>(needed, sequence.end_pos());
+  if (needed <= rope_positions_) return OkStatus();
+  std::int64_t n = std::max<std::int64_t>(kRopePositionsMin, rope_positions_);
+  while (n < needed) n *= 2;
+  RopeTables tables;
+  tables.Open(config_);
+  tables.Resize(n);
+  tables.Fill(0, n, 0);
+  rope_positions_ = 0;
+  const auto n_values = static_cast<std::size_t>(n * config_.head_dim / 2);
+  const kernels::RopeRows rows = tables.At(0);
+  ZEROC_ASSIGN_OR_RETURN(rope_cos_, CopyToDevice(std::span(rows.cos, n_values), "RoPE tables", stream_));
+  ZEROC_ASSIGN_OR_RETURN(rope_sin_, CopyToDevice(std::span(rows.sin, n_values), "RoPE tables", stream_));
+  rope_positions_ = n;
+  return OkStatus();
+}
+
+kernels::RopeRows CudaTransformer::RopeAt(std::int64_t position) const {
+  if (!config_.has_rope()) return {};
+  const std::int64_t at = position * (config_.head_dim / 2);
+  return {rope_cos_.As<float>() + at, rope_sin_.As<float>() + at};
+}
+
+Status CudaTransformer::Reserve(const StepRows& rows, const StepRows& logit_rows, bool has_logits) {
+  const auto bytes = [](std::int64_t n_rows, std::int64_t width, std::size_t size) {
+    return static_cast<std::size_t>(n_rows * width) * size;
+  };
+  const std::int64_t n = rows.count(), hidden = config_.hidden_size, wide = config_.intermediate_size;
+  const std::int64_t n_mlp = std::min(n, kMlpRowsMax);
+  const char* what = "activations";
+  ZEROC_RETURN_IF_ERROR(at_.x.Reserve(bytes(n, hidden, 4), what));
+  ZEROC_RETURN_IF_ERROR(at_.act.Reserve(bytes(n, hidden, 2), what));
+  ZEROC_RETURN_IF_ERROR(at_.qkv.Reserve(bytes(n, qkv_width(), 4), what));
+  ZEROC_RETURN_IF_ERROR(at_.queries.Reserve(bytes(n, q_width(), 4), what));
+  ZEROC_RETURN_IF_ERROR(at_.wide.Reserve(std::max(bytes(n, q_width(), 2), bytes(n_mlp, wide, 2)), what));
+  ZEROC_RETURN_IF_ERROR(at_.mlp.Reserve(bytes(n_mlp, mlp_stride(), 4), what));
+  if (has_logits) {
+    const std::int64_t n_kept = logit_rows.count();
+    ZEROC_RETURN_IF_ERROR(at_.kept_x.Reserve(bytes(n_kept, hidden, 4), what));
+    ZEROC_RETURN_IF_ERROR(at_.kept_act.Reserve(bytes(n_kept, hidden, 2), what));
+    ZEROC_RETURN_IF_ERROR(at_.logits.Reserve(bytes(n_kept, config_.vocab_size, 4), "logits"));
+  }
+  const std::int64_t part_rows = std::int64_t{step_.n_parts_max()} * cuda::kDecodeTileRows;
+  ZEROC_RETURN_IF_ERROR(at_.part_out.Reserve(bytes(part_rows, config_.head_dim, 4), what));
+  ZEROC_RETURN_IF_ERROR(at_.part_max.Reserve(bytes(part_rows, 1, 4), what));
+  return at_.part_sum.Reserve(bytes(part_rows, 1, 4), what);
+}
+
+Status CudaTransformer::Norm(const float* x, std::int64_t n_rows, const DeviceNorm& norm, Bf16* out) {
+  const std::int64_t hidden = config_.hidden_size;
+  if (config_.norm == NormKind::kLayer) {
+    return Launched(cuda::LayerNorm({x, norm.gain, norm.bias, n_rows, hidden, config_.norm_eps, out}, stream_),
+                    "layer_norm");
+  }
+  return Launched(cuda::RmsNorm({x, norm.gain, n_rows, hidden, config_.norm_eps, out}, stream_), "rms_norm");
+}
+
+Status CudaTransformer::HeadNorm(float* rows, std::int64_t n_rows, std::int64_t n_heads, const Bf16* gain) {
+  if (!config_.qk_norm) return OkStatus();
+  return Launched(
+      cuda::HeadNorm({rows, n_rows, qkv_width(), n_heads, config_.head_dim, gain, config_.norm_eps}, stream_),
+      "head_norm");
+}
+
+Status CudaTransformer::Linear(const Bf16* x, std::int64_t n_rows, std::int64_t k, const DeviceLinear& w,
+                               std::int64_t n_out, float* y, std::int64_t y_stride, bool accumulate) {
+  return Launched(linear_->Run({x, n_rows, k, w.w, w.b, n_out, 0, n_out, y, y_stride, accumulate}), "linear");
+}
+
+Status CudaTransformer::Embed() {
+  float* x = at_.x.As<float>();
+  const std::int64_t n = step_.rows().count();
+  ZEROC_RETURN_IF_ERROR(
+      Launched(cuda::Embed({weights_.embedding, step_.ids(), n, config_.hidden_size, x}, stream_), "embed"));
+  if (config_.has_rope()) return OkStatus();
+  return Launched(
+      cuda::Embed({weights_.positions, step_.positions(), n, config_.hidden_size, x, /*accumulate=*/true}, stream_),
+      "embed");
+}
+
+// RoPE, map, exact write and packing of every new token, then the blocks of earlier steps that have come of age.
+Status CudaTransformer::WriteKv(int layer, std::span<const StepSequence> sequences) {
+  const DeviceStep::Layer& tables = step_.layer(layer);
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    const StepSequence& sequence = sequences[i];
+    const KvFormat& format = *sequence.format->format;
+    const float* k = at_.qkv.As<float>() + step_.rows().begin[i] * qkv_width() + q_width();
+    cuda::KvWritePackArgs args = {.write = {k, k + kv_width(), qkv_width(), sequence.first_pos, sequence.n_tokens(), 0,
+                                            format.n_kv_heads, RopeAt(sequence.first_pos), /*k_map=*/nullptr,
+                                            &format.exact, tables.writes[i].blocks, format.KeyRotation(layer)},
+                                  .map_tiles = sequence.format->k_maps[static_cast<std::size_t>(layer)],
+                                  .packed = tables.writes[i].packed,
+                                  .packed_layout = nullptr};
+    if (args.packed != nullptr) args.packed_layout = &sequence.kv->FormLayout(layer, 0);
+    ZEROC_RETURN_IF_ERROR(Launched(cuda::KvWritePack(args, stream_), "kv_write"));
+  }
+  for (const DeviceStep::Pack& pack : tables.packs) {
+    ZEROC_RETURN_IF_ERROR(Launched(cuda::KvPackBatch({pack.sources, pack.packed, pack.n_blocks, pack.source_layout,
+                                                      pack.packed_layout, 0, pack.packed_layout->n_kv_heads},
+                                                     stream_),
+                                   "kv_pack"));
+  }
+  return OkStatus();
+}
+
+Status CudaTransformer::PrepareQueries(int layer, std::span<const StepSequence> sequences, const StepRows& queries) {
+  const auto head_dim = static_cast<std::int32_t>(config_.head_dim);
+  for (std::size_t i = 0; i < sequences.size(); ++i) {
+    const auto n = static_cast<std::int32_t>(queries.count(i));
+    if (n == 0) continue;
+    const DeviceFormat& format = *sequences[i].format;
+    const auto n_kv_heads = static_cast<std::int32_t>(config_.n_kv_heads);
+    const std::int64_t row = queries.begin[i];
+    const kernels::QueryPrepArgs args = {at_.qkv.As<float>() + row * qkv_width(),
+                                         qkv_width(),
+                                         n,
+                                         static_cast<std::int32_t>(config_.n_heads),
+                                         n_kv_heads,
+                                         head_dim,
+                                         0,
+                                         n_kv_heads,
+                                         RopeAt(sequences[i].end_pos() - n),
+                                         /*q_map=*/nullptr,
+                                         1.0f / std::sqrt(static_cast<float>(head_dim)),
+                                         at_.queries.As<float>() + row * q_width(),
+                                         format.format->KeyRotation(layer)};
+    ZEROC_RETURN_IF_ERROR(
+        Launched(cuda::QueryPrep(args, format.q_maps[static_cast<std::size_t>(layer)], stream_), "query_prep"));
+  }
+  return OkStatus();
+}
+
+// Queries to `wide`, as the product behind takes them.
+Status CudaTransformer::Attend(int layer) {
+  const auto head_dim = static_cast<std::int32_t>(config_.head_dim);
+  for (const DeviceStep::Attention& part : step_.layer(layer).attention) {
+    const auto n_layouts = static_cast<std::int32_t>(part.layouts.size());
+    const float* q = at_.queries.As<float>();
+    Bf16* out = at_.wide.As<Bf16>();
+    if (!part.decode) {
+      ZEROC_RETURN_IF_ERROR(Launched(cuda::PrefillAttention({q, part.tiles, part.n_tiles, part.segments,
+                                                             part.layouts.data(), n_layouts, head_dim, out, q_width()},
+                                                            stream_),
+                                     "prefill attention"));
+      continue;
+    }
+    float* part_out = at_.part_out.As<float>();
+    float* part_max = at_.part_max.As<float>();
+    float* part_sum = at_.part_sum.As<float>();
+    ZEROC_RETURN_IF_ERROR(
+        Launched(cuda::DecodeAttention({q, part.tiles, part.segments, part.items, part.first_item, part.layouts.data(),
+                                        n_layouts, step_.n_thread_blocks(), head_dim, part_out, part_max, part_sum},
+                                       stream_),
+                 "decode attention"));
+    ZEROC_RETURN_IF_ERROR(Launched(
+        cuda::DecodeMerge({part.tiles, part.n_tiles, head_dim, part_out, part_max, part_sum, out, q_width()}, stream_),
+        "merge of attention"));
+  }
+  return OkStatus();
+}
+
+Status CudaTransformer::Mlp(const DeviceLayer& w, float* x, Bf16* act, std::int64_t n_rows) {
+  const std::int64_t hidden = config_.hidden_size, width = config_.intermediate_size, stride = mlp_stride();
+  const bool gated = config_.mlp == MlpKind::kSwiGlu;
+  float* wide = at_.mlp.As<float>();
+  Bf16* activated = at_.wide.As<Bf16>();
+  for (std::int64_t begin = 0; begin < n_rows; begin += kMlpRowsMax) {
+    const std::int64_t n = std::min(kMlpRowsMax, n_rows - begin);
+    float* rows = x + begin * hidden;
+    ZEROC_RETURN_IF_ERROR(Norm(rows, n, w.mlp_norm, act));
+    ZEROC_RETURN_IF_ERROR(Linear(act, n, hidden, w.up, width, wide + stride - width, stride, false));
+    if (gated) {
+      ZEROC_RETURN_IF_ERROR(Linear(act, n, hidden, w.gate, width, wide, stride, false));
+      ZEROC_RETURN_IF_ERROR(
+          Launched(cuda::SwiGlu({wide, wide + width, n, width, stride, activated}, stream_), "swiglu"));
+    } else {
+      ZEROC_RETURN_IF_ERROR(Launched(cuda::Relu({wide, n, width, stride, activated}, stream_), "relu"));
+    }
+    ZEROC_RETURN_IF_ERROR(Linear(activated, n, width, w.down, hidden, rows, hidden, true));
+  }
+  return OkStatus();
+}
+
+// Of x and act, to what the rest of the last layer works on.
+void CudaTransformer::KeepLogitRows() {
+  const auto hidden = static_cast<std::size_t>(config_.hidden_size);
+  const StepRows& kept = step_.logit_rows();
+  for (std::size_t i = 0; i + 1 < kept.begin.size(); ++i) {
+    const auto n = static_cast<std::size_t>(kept.count(i)), to = static_cast<std::size_t>(kept.begin[i]);
+    const std::size_t from = static_cast<std::size_t>(step_.rows().begin[i + 1]) - n;
+    if (n == 0) continue;
+    cuda::CopyOnDevice(at_.kept_x.As<float>() + to * hidden, at_.x.As<float>() + from * hidden, n * hidden * 4,
+                       stream_);
+    cuda::CopyOnDevice(at_.kept_act.As<Bf16>() + to * hidden, at_.act.As<Bf16>() + from * hidden, n * hidden * 2,
+                       stream_);
+  }
+}
+
+// shortened: queries of the rows with logits alone.
+Status CudaTransformer::Layer(int layer, std::span<const StepSequence> sequences, bool shortened,
+                              ForwardObserver* observer) {
+  const DeviceLayer& w = weights_.layers[static_cast<std::size_t>(layer)];
+  const std::int64_t hidden = config_.hidden_size, stride = qkv_width(), n_rows = step_.rows().count();
+  const StepRows& queries = shortened ? step_.logit_rows() : step_.rows();
+  float* x = at_.x.As<float>();
+  Bf16* act = at_.act.As<Bf16>();
+  float* q = at_.qkv.As<float>();
+  float* k = q + q_width();
+  ZEROC_RETURN_IF_ERROR(Norm(x, n_rows, w.attention_norm, act));
+  ZEROC_RETURN_IF_ERROR(Linear(act, n_rows, hidden, w.k, kv_width(), k, stride, false));
+  ZEROC_RETURN_IF_ERROR(Linear(act, n_rows, hidden, w.v, kv_width(), k + kv_width(), stride, false));
+  ZEROC_RETURN_IF_ERROR(HeadNorm(k, n_rows, config_.n_kv_heads, w.k_norm));
+  ZEROC_RETURN_IF_ERROR(WriteKv(layer, sequences));
+  if (observer != nullptr) {
+    ZEROC_RETURN_IF_ERROR(WaitFor(stream_));  // the blocks may travel
+    observer->OnLayerWritten(layer);
+  }
+  if (queries.count() == 0) return OkStatus();
+  if (shortened) {
+    KeepLogitRows();
+    x = at_.kept_x.As<float>();
+    act = at_.kept_act.As<Bf16>();
+  }
+  ZEROC_RETURN_IF_ERROR(Linear(act, queries.count(), hidden, w.q, q_width(), q, stride, false));
+  ZEROC_RETURN_IF_ERROR(HeadNorm(q, queries.count(), config_.n_heads, w.q_norm));
+  ZEROC_RETURN_IF_ERROR(PrepareQueries(layer, sequences, queries));
+  ZEROC_RETURN_IF_ERROR(Attend(layer));
+  ZEROC_RETURN_IF_ERROR(Linear(at_.wide.As<Bf16>(), queries.count(), q_width(), w.o, hidden, x, hidden, true));
+  return Mlp(w, x, act, queries.count());
+}
+
+// x and act: of the rows with logits.
+Status CudaTransformer::Logits(const float* x, Bf16* act, float* logits) {
+  const std::int64_t n = step_.logit_rows().count(), vocab = config_.vocab_size;
+  if (n == 0) return OkStatus();
+  float* out = at_.logits.As<float>();
+  ZEROC_RETURN_IF_ERROR(Norm(x, n, weights_.final_norm, act));
+  ZEROC_RETURN_IF_ERROR(Linear(act, n, config_.hidden_size, weights_.lm_head, vocab, out, vocab, false));
+  cuda::CopyToHost(logits, out, static_cast<std::size_t>(n * vocab) * sizeof(float), stream_);
+  return OkStatus();
+}
+
+// Between BeginStep and EndStep. What has been enqueued when it fails is waited for by the caller.
+Status CudaTransformer::Run(std::span<const StepSequence> sequences, float* logits, ForwardObserver* observer,
+                            const LayerRange& layers) {
+  const int n_layers = static_cast<int>(config_.n_layers);
+  const bool to_the_end = layers.end < 0;
+  const int end_layer = to_the_end ? n_layers : layers.end;
+  ZEROC_CHECK(layers.begin >= 0 && layers.begin <= end_layer && end_layer <= n_layers, layers.begin, layers.end);
+  ZEROC_RETURN_IF_ERROR(step_.Make(config_, sequences, layers.begin, end_layer, to_the_end, stream_));
+  ZEROC_RETURN_IF_ERROR(Reserve(step_.rows(), step_.logit_rows(), to_the_end));
+  const std::size_t x_bytes = static_cast<std::size_t>(step_.rows().count() * config_.hidden_size) * sizeof(float);
+  if (layers.begin == 0) {
+    ZEROC_RETURN_IF_ERROR(Embed());
+  } else {
+    cuda::CopyToDevice(at_.x.As<float>(), layers.input, x_bytes, stream_);
+  }
+  // Rows whose logits nobody reads need only keys and values in the last layer.
+  const bool has_more_rows = step_.rows().begin != step_.logit_rows().begin;
+  for (int layer = layers.begin; layer < end_layer; ++layer) {
+    const bool shortened = has_more_rows && to_the_end && layer + 1 == end_layer;
+    ZEROC_RETURN_IF_ERROR(Layer(layer, sequences, shortened, observer));
+  }
+  if (!to_the_end) {
+    cuda::CopyToHost(layers.output, at_.x.As<float>(), x_bytes, stream_);
+    return OkStatus();
+  }
+  if (!has_more_rows) return Logits(at_.x.As<float>(), at_.act.As<Bf16>(), logits);
+  if (layers.begin == end_layer) KeepLogitRows();
+  return Logits(at_.kept_x.As<float>(), at_.kept_act.As<Bf16>(), logits);
+}
+
+Status CudaTransformer::Step(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer,
+                             const LayerRange& layers) {
+  ZEROC_RETURN_IF_ERROR(CheckSupported(sequences, observer));
+  ZEROC_ASSIGN_OR_RETURN(const std::vector<StepSequence> batch, Begin(sequences));
+  for (const StepSequence& sequence : batch) sequence.kv->BeginStep(sequence.n_tokens());
+  const Status status = Run(batch, logits, observer, layers);
+  const Status waited = WaitFor(stream_);  // in any case: the next step takes the same buffers
+  for (const StepSequence& sequence : batch) sequence.kv->EndStep();
+  return status.ok() ? waited : status;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Transformer>> OpenCudaTransformer(std::shared_ptr<const Checkpoint> checkpoint,
+                                                         std::shared_ptr<const Plan> plan) {
+  return CudaTransformer::Open(std::move(checkpoint), std::move(plan));
+}
+
+}  // namespace zeroc
