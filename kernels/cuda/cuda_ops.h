@@ -65,20 +65,53 @@ constexpr std::int64_t SplitMapBytes(int n_heads, int head_dim) {
 }
 KernelStatus SplitMaps(const float* maps, int n_heads, int head_dim, std::uint8_t* tiles, Stream stream);
 
-// query_prep with the map as SplitMaps made it (null for none; args.q_map is null). The product takes both halves of
-// both factors, without the smallest of the four terms: |error| <= 3 * 2^-18 |x| |column|, and that of f32 sums.
-KernelStatus QueryPrep(const QueryPrepArgs& args, const std::uint8_t* map_tiles, Stream stream);
-
-// kv_write, and packing in the same pass: RoPE, K map (tensor cores), rounding to bf16, the exact block, and, where
-// packed[b] is not null, the packed block from the same rounded numbers, before they leave shared memory. Rows of a
-// block that this call does not write are taken for packing as they lie in the exact block.
-struct KvWritePackArgs {
-  KvWriteArgs write;                             // blocks: device array of device pointers; k_map null; 16-bit runs
-  const std::uint8_t* map_tiles = nullptr;       // of SplitMaps, or null
-  std::uint8_t* const* packed = nullptr;         // [blocks of the call] device array of device pointers; null for none
-  const KvBlockLayout* packed_layout = nullptr;  // with packed
+// query_prep for new tokens of many sequences of one format, with the map as SplitMaps made it. The product takes both
+// halves of both factors, without the smallest of the four terms: |error| <= 3 * 2^-18 |x| |column|, and that of f32
+// sums. A tile is up to kQueryTileRows rows (token, then head in group) of one sequence.
+inline constexpr int kQueryTileRows = 64;
+struct QueryPrepTile {
+  std::int64_t first_token;          // the sequence's first, as a row of q
+  std::int64_t out_offset;           // of the sequence's [n_kv_heads, n_tokens, group, head_dim] in out, in floats
+  std::int32_t first_pos, n_tokens;  // of the sequence
+  std::int32_t first_row;            // of the tile, a multiple of kQueryTileRows
 };
-KernelStatus KvWritePack(const KvWritePackArgs& args, Stream stream);
+struct QueryPrepBatchArgs {
+  const float* q;  // [tokens, n_heads * head_dim] with q_stride
+  std::int64_t q_stride;
+  std::int32_t n_heads, n_kv_heads, head_dim;
+  const QueryPrepTile* tiles;  // [n_tiles] device array
+  std::int32_t n_tiles;
+  RopeRows rope;                  // of every position from 0 on
+  const std::uint8_t* map_tiles;  // or null
+  float scale;
+  float* out;
+  const KvSideLayout* rotation = nullptr;
+};
+KernelStatus QueryPrepBatch(const QueryPrepBatchArgs& args, Stream stream);
+
+// kv_write for new tokens of many sequences of one format, and packing in the same pass: RoPE, K map (tensor cores),
+// rounding to bf16, the exact block, and where it is due, the packed block from the same rounded numbers, before they
+// leave shared memory. Rows of a block that this call does not write are taken for packing as they lie in the exact
+// block.
+struct KvWriteBlock {
+  std::uint8_t* block;             // exact
+  std::uint8_t* packed;            // null for none
+  std::int64_t first_row;          // of k and v
+  std::int32_t first_pos, n_rows;  // positions first_pos .. lie in this block, from row first_pos % 64 on
+};
+struct KvWriteBatchArgs {
+  const float* k;  // [tokens, n_kv_heads * head_dim] with kv_stride, before RoPE
+  const float* v;
+  std::int64_t kv_stride;
+  const KvWriteBlock* blocks;  // [n_blocks] device array
+  std::int32_t n_blocks;
+  RopeRows rope;                                 // of every position from 0 on
+  const std::uint8_t* map_tiles;                 // of SplitMaps, or null
+  const KvBlockLayout* layout;                   // exact, 16-bit runs, 64 tokens
+  const KvBlockLayout* packed_layout = nullptr;  // null where no block of the call is packed
+  const KvSideLayout* rotation = nullptr;
+};
+KernelStatus KvWriteBatch(const KvWriteBatchArgs& args, Stream stream);
 
 // kv_pack for many blocks. The bytes are the reference's.
 struct KvPackBatchArgs {

@@ -34,38 +34,40 @@ ZEROC_KERNEL(kKvThreads) SplitMapsKernel(SplitMapsParams p) {
 
 // ---- Queries ----
 
+static_assert(kQueryTileRows == kRows);
+
 struct QueryPrepParams {
-  QueryPrepArgs args;
-  const std::uint8_t* map_tiles;
+  QueryPrepBatchArgs args;
   KvSideLayout rotation;
   bool rotates;
-  int n_tiles;  // of 64 rows, for each head
 };
 
+// A block for each tile and KV head.
 ZEROC_KERNEL(kKvThreads) QueryPrepKernel(QueryPrepParams p) {
   auto* x = reinterpret_cast<float*>(SharedMemory());
-  const QueryPrepArgs& args = p.args;
-  const int d = args.head_dim, group = args.n_heads / args.n_kv_heads;
-  const int head = args.kv_head_begin + BlockIdx() / p.n_tiles;
-  const int first_row = BlockIdx() % p.n_tiles * kRows, n_rows = args.n_tokens * group;
+  const QueryPrepBatchArgs& args = p.args;
+  const QueryPrepTile tile = args.tiles[BlockIdx() / args.n_kv_heads];
+  const int d = args.head_dim, group = args.n_heads / args.n_kv_heads, head = BlockIdx() % args.n_kv_heads;
+  const int n_rows = tile.n_tokens * group;
   const auto row_of = [&](int row) -> HeadRow {
-    const int at = first_row + row;
+    const int at = tile.first_row + row;
     if (at >= n_rows) return {nullptr, nullptr, nullptr};
-    const std::int64_t token = at / group;
-    const float* q = args.q + token * args.q_stride + std::int64_t{head * group + at % group} * d;
+    const float* q =
+        args.q + (tile.first_token + at / group) * args.q_stride + std::int64_t{head * group + at % group} * d;
     if (args.rope.cos == nullptr) return {q, nullptr, nullptr};
-    return {q, args.rope.cos + token * (d / 2), args.rope.sin + token * (d / 2)};
+    const std::int64_t pos = tile.first_pos + at / group;
+    return {q, args.rope.cos + pos * (d / 2), args.rope.sin + pos * (d / 2)};
   };
   LoadTurnedRows(row_of, d, x);
-  if (p.map_tiles != nullptr) MapRowsOf(p.map_tiles + std::int64_t{head} * 4 * d * d, d, x);
+  if (args.map_tiles != nullptr) MapRowsOf(args.map_tiles + std::int64_t{head} * 4 * d * d, d, x);
   if (p.rotates) {
     for (int i = ThreadIdx(); i < d * kRows; i += kKvThreads) x[i / kRows * kRowStride + i % kRows] *= args.scale;
     Sync();
     HadamardQuantised(x, p.rotation);
   }
   const float scale = p.rotates ? 1.0f : args.scale;
-  float* out = args.out + (std::int64_t{head} * n_rows + first_row) * d;
-  for (int i = ThreadIdx(); i < Min(kRows, n_rows - first_row) * d; i += kKvThreads) {
+  float* out = args.out + tile.out_offset + (std::int64_t{head} * n_rows + tile.first_row) * d;
+  for (int i = ThreadIdx(); i < Min(kRows, n_rows - tile.first_row) * d; i += kKvThreads) {
     out[i] = scale * x[i % d * kRowStride + i / d];
   }
 }
@@ -76,12 +78,11 @@ struct KvWriteParams {
   const float* k;
   const float* v;
   std::int64_t kv_stride;
-  int first_pos, n_tokens, kv_head_begin, n_heads;
+  const KvWriteBlock* blocks;
+  int n_heads;
   RopeRows rope;
   const std::uint8_t* map_tiles;
-  std::uint8_t* const* blocks;
-  std::uint8_t* const* packed;  // null for none
-  bool rotates;
+  bool rotates, packs;
   KvSideLayout rotation;
   KvBlockLayout layout;
   KvBlockLayout packed_layout;
@@ -112,25 +113,23 @@ template <bool kIsValue>
 ZEROC_DEVICE void WriteSide(const KvWriteParams& p) {
   auto* x = reinterpret_cast<float*>(SharedMemory());
   auto* scratch = reinterpret_cast<PackScratch*>(SharedMemory() + RowsBytes(p.layout.head_dim));
-  const int d = p.layout.head_dim;
-  const int head_idx = p.kv_head_begin + BlockIdx() % p.n_heads, block_idx = BlockIdx() / p.n_heads;
-  const int block_pos = (p.first_pos / kRows + block_idx) * kRows;  // position of the block's first token
-  const int begin = Max(p.first_pos - block_pos, 0), end = Min(p.first_pos + p.n_tokens - block_pos, kRows);
+  const int head_idx = BlockIdx() % p.n_heads;
+  const KvWriteBlock place = p.blocks[BlockIdx() / p.n_heads];
+  const int d = p.layout.head_dim, begin = place.first_pos % kRows, end = begin + place.n_rows;
   const float* from = (kIsValue ? p.v : p.k) + std::int64_t{head_idx} * d;
   const auto row_of = [&](int row) -> HeadRow {
     if (row < begin || row >= end) return {nullptr, nullptr, nullptr};
-    const std::int64_t token = block_pos + row - p.first_pos;
-    const float* at = from + token * p.kv_stride;
-    if (kIsValue || p.rope.cos == nullptr) return {at, nullptr, nullptr};
-    return {at, p.rope.cos + token * (d / 2), p.rope.sin + token * (d / 2)};
+    const float* values = from + (place.first_row + row - begin) * p.kv_stride;
+    if (kIsValue || p.rope.cos == nullptr) return {values, nullptr, nullptr};
+    const std::int64_t pos = place.first_pos + row - begin;
+    return {values, p.rope.cos + pos * (d / 2), p.rope.sin + pos * (d / 2)};
   };
   LoadTurnedRows(row_of, d, x);
   if (!kIsValue && p.map_tiles != nullptr) MapRowsOf(p.map_tiles + std::int64_t{head_idx} * 4 * d * d, d, x);
   if (!kIsValue && p.rotates) HadamardQuantised(x, p.rotation);
-  std::uint8_t* head = p.blocks[block_idx] + std::int64_t{head_idx} * p.layout.head_bytes;
+  std::uint8_t* head = place.block + std::int64_t{head_idx} * p.layout.head_bytes;
   WriteExact<kIsValue>(p.layout, begin, end, x, head);
-  std::uint8_t* packed = p.packed == nullptr ? nullptr : p.packed[block_idx];
-  if (packed == nullptr) return;  // the whole block
+  if (!p.packs || place.packed == nullptr) return;  // the whole thread block
   const KvSideLayout& exact = kIsValue ? p.layout.v : p.layout.k;
   for (int i = ThreadIdx(); i < d * kRows && (begin > 0 || end < kRows); i += kKvThreads) {
     const int coord = i / kRows, token = i % kRows;
@@ -141,7 +140,7 @@ ZEROC_DEVICE void WriteSide(const KvWriteParams& p) {
     x[coord * kRowStride + token] = FromBf16(*reinterpret_cast<const Bf16*>(head + at));
   }
   Sync();
-  PackRows<kIsValue>(p.packed_layout, x, scratch, packed + std::int64_t{head_idx} * p.packed_layout.head_bytes);
+  PackRows<kIsValue>(p.packed_layout, x, scratch, place.packed + std::int64_t{head_idx} * p.packed_layout.head_bytes);
 }
 
 // A block for each KV block, head and side.
@@ -199,49 +198,47 @@ KernelStatus SplitMaps(const float* maps, int n_heads, int head_dim, std::uint8_
   return Launch(SplitMapsKernel, {n_heads, kKvThreads}, stream, {maps, tiles, head_dim});
 }
 
-KernelStatus QueryPrep(const QueryPrepArgs& args, const std::uint8_t* map_tiles, Stream stream) {
-  if (!IsGood(args) || args.q_map != nullptr) return KernelStatus::kBadShape;
-  const int n_rows = args.n_tokens * (args.n_heads / args.n_kv_heads);
-  const int n_tiles = (n_rows + kRows - 1) / kRows;
+KernelStatus QueryPrepBatch(const QueryPrepBatchArgs& args, Stream stream) {
+  if (args.n_tiles < 0) return KernelStatus::kBadShape;
+  // The same checks as for one sequence; the tiles are the device's to follow.
+  if (!IsGood(QueryPrepArgs{args.q, args.q_stride, 1, args.n_heads, args.n_kv_heads, args.head_dim, 0, args.n_kv_heads,
+                            args.rope, nullptr, args.scale, args.out, args.rotation})) {
+    return KernelStatus::kBadShape;
+  }
+  if (args.n_tiles == 0) return KernelStatus::kOk;
+  if (args.tiles == nullptr) return KernelStatus::kBadShape;
   const bool rotates = args.rotation != nullptr;
-  QueryPrepParams params = {args, map_tiles, rotates ? *args.rotation : KvSideLayout{}, rotates, n_tiles};
+  QueryPrepParams params = {args, rotates ? *args.rotation : KvSideLayout{}, rotates};
   params.args.rotation = nullptr;
-  return Launch(QueryPrepKernel,
-                {std::int64_t{args.kv_head_end - args.kv_head_begin} * n_tiles, kKvThreads, RowsBytes(args.head_dim)},
+  return Launch(QueryPrepKernel, {std::int64_t{args.n_tiles} * args.n_kv_heads, kKvThreads, RowsBytes(args.head_dim)},
                 stream, params);
 }
 
-KernelStatus KvWritePack(const KvWritePackArgs& args, Stream stream) {
-  const KvWriteArgs& write = args.write;
-  if (!IsGood(write) || write.k_map != nullptr) return KernelStatus::kBadShape;
-  if (HasFloatRuns(*write.layout)) return KernelStatus::kUnsupported;
-  const bool packs = args.packed != nullptr;
-  if (packs && (args.packed_layout == nullptr || args.packed_layout->n_kv_heads != write.layout->n_kv_heads ||
-                args.packed_layout->head_dim != write.layout->head_dim)) {
+KernelStatus KvWriteBatch(const KvWriteBatchArgs& args, Stream stream) {
+  if (args.n_blocks < 0 || args.layout == nullptr) return KernelStatus::kBadShape;
+  const int n_heads = args.layout->n_kv_heads;
+  std::uint8_t* any = nullptr;
+  if (!IsGood(KvWriteArgs{args.k, args.v, args.kv_stride, 0, 1, 0, n_heads, args.rope, nullptr, args.layout, &any,
+                          args.rotation})) {
+    return KernelStatus::kBadShape;
+  }
+  if (HasFloatRuns(*args.layout)) return KernelStatus::kUnsupported;
+  const bool packs = args.packed_layout != nullptr;
+  if (packs && (args.packed_layout->n_kv_heads != n_heads || args.packed_layout->head_dim != args.layout->head_dim)) {
     return KernelStatus::kBadShape;
   }
   if (packs && HasFloatRuns(*args.packed_layout)) return KernelStatus::kUnsupported;
-  if (write.n_tokens == 0) return KernelStatus::kOk;
-  const int n_heads = write.kv_head_end - write.kv_head_begin;
-  const int n_blocks = (write.first_pos + write.n_tokens - 1) / kRows - write.first_pos / kRows + 1;
-  const bool rotates = write.rotation != nullptr;
-  const KvWriteParams params = {write.k,
-                                write.v,
-                                write.kv_stride,
-                                write.first_pos,
-                                write.n_tokens,
-                                write.kv_head_begin,
-                                n_heads,
-                                write.rope,
-                                args.map_tiles,
-                                write.blocks,
-                                args.packed,
-                                rotates,
-                                rotates ? *write.rotation : KvSideLayout{},
-                                *write.layout,
-                                packs ? *args.packed_layout : KvBlockLayout{}};
+  if (args.n_blocks == 0) return KernelStatus::kOk;
+  if (args.blocks == nullptr) return KernelStatus::kBadShape;
+  const bool rotates = args.rotation != nullptr;
+  const KvWriteParams params = {args.k,         args.v,
+                                args.kv_stride, args.blocks,
+                                n_heads,        args.rope,
+                                args.map_tiles, rotates,
+                                packs,          rotates ? *args.rotation : KvSideLayout{},
+                                *args.layout,   packs ? *args.packed_layout : KvBlockLayout{}};
   return Launch(KvWriteKernel,
-                {std::int64_t{n_blocks} * n_heads, kKvThreads, PackBytes(write.layout->head_dim), /*n_blocks_y=*/2},
+                {std::int64_t{args.n_blocks} * n_heads, kKvThreads, PackBytes(args.layout->head_dim), /*n_blocks_y=*/2},
                 stream, params);
 }
 

@@ -173,11 +173,8 @@ class Bench {
     const KvBlockLayout exact = LayoutOf(kKvHeads, kDim, 64, {{16, kDim}}, {{16, kDim}}, false);
     const Buffer<float> rows(Random(7).Normals(64 * kKvHeads * kDim));
     const Buffer<std::uint8_t> block(static_cast<std::size_t>(exact.block_bytes));
-    const Buffer<std::uint8_t*> exact_table(std::vector<std::uint8_t*>{block.data()});
-    KvWritePackArgs write = {
-        .write = {
-            rows.data(), rows.data(), kKvHeads * kDim, 0, 64, 0, kKvHeads, {}, nullptr, &exact, exact_table.data()}};
-    KvWritePack(write, nullptr);
+    const Buffer<KvWriteBlock> place(std::vector<KvWriteBlock>{{block.data(), nullptr, 0, 0, 64}});
+    KvWriteBatch({rows.data(), rows.data(), kKvHeads * kDim, place.data(), 1, {}, nullptr, &exact}, nullptr);
     std::vector<const std::uint8_t*> sources(static_cast<std::size_t>(n_blocks), block.data());
     std::vector<std::uint8_t*> targets;
     for (int b = 0; b < n_blocks; ++b) targets.push_back(data + std::int64_t{b} * layout.block_bytes);

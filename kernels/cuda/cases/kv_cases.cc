@@ -35,40 +35,70 @@ struct SplitMapBuffer {
   KernelStatus status;
 };
 
+// Two sequences in one call, of which the first fills more than a tile in one of the shapes.
 void QueryPrepCase(Outcome& outcome) {
   for (const int dim : {16, 80, 128, 144}) {
-    const int group = dim == 128 ? 3 : 5, n_kv_heads = 2, n_tokens = dim == 80 ? 15 : 3, n_heads = group * n_kv_heads;
+    const int group = dim == 128 ? 3 : 5, n_kv_heads = 2, n_heads = group * n_kv_heads;
+    const int lengths[] = {dim == 80 ? 14 : 2, 1}, positions[] = {40, 7}, n_tokens = lengths[0] + lengths[1];
     Random random(static_cast<unsigned>(dim));
     const std::int64_t stride = n_heads * dim + 1;
     const auto q = random.Normals(n_tokens * stride);
     const auto map = random.Normals(n_kv_heads * dim * dim);
-    const RopeTables rope(n_tokens, dim, 1000);
+    const RopeTables rope(64, dim, 0);
     const Buffer<float> device_q(q), cos(rope.cos), sin(rope.sin);
-    const SplitMapBuffer tiles(map, n_kv_heads, dim);
+    const SplitMapBuffer map_tiles(map, n_kv_heads, dim);
+    std::vector<QueryPrepTile> tiles;
+    for (int s = 0, token = 0; s < 2; token += lengths[s++]) {
+      for (int row = 0; row < lengths[s] * group; row += kQueryTileRows) {
+        tiles.push_back({token, std::int64_t{token} * n_heads * dim, positions[s], lengths[s], row});
+      }
+    }
+    const Buffer<QueryPrepTile> device_tiles(tiles);
     for (const bool with_map : {false, true}) {
       for (const bool with_rope : {false, true}) {
-        const std::size_t n = static_cast<std::size_t>(n_tokens * n_heads) * static_cast<std::size_t>(dim);
-        std::vector<float> expected(n, -1.0f);
+        std::vector<float> expected(static_cast<std::size_t>(n_tokens * n_heads * dim), -1.0f);
         const Buffer<float> out(expected);
-        QueryPrepArgs args = {q.data(), stride, n_tokens, n_heads, n_kv_heads, dim,
-                              1,        2,      {},       nullptr, 0.125f,     expected.data()};
-        if (with_rope) args.rope = {rope.cos.data(), rope.sin.data()};
-        args.q_map = with_map ? map.data() : nullptr;
-        ReferenceOps().query_prep(args);
-        args.q = device_q.data();
-        args.q_map = nullptr;
+        for (int s = 0, token = 0; s < 2; token += lengths[s++]) {
+          QueryPrepArgs args = {q.data() + token * stride,
+                                stride,
+                                lengths[s],
+                                n_heads,
+                                n_kv_heads,
+                                dim,
+                                0,
+                                n_kv_heads,
+                                {},
+                                with_map ? map.data() : nullptr,
+                                0.125f,
+                                expected.data() + token * n_heads * dim};
+          const int at = positions[s] * dim / 2;
+          if (with_rope) args.rope = {rope.cos.data() + at, rope.sin.data() + at};
+          ReferenceOps().query_prep(args);
+        }
+        QueryPrepBatchArgs args = {device_q.data(),
+                                   stride,
+                                   n_heads,
+                                   n_kv_heads,
+                                   dim,
+                                   device_tiles.data(),
+                                   static_cast<std::int32_t>(tiles.size()),
+                                   {},
+                                   with_map ? map_tiles.tiles.data() : nullptr,
+                                   0.125f,
+                                   out.data()};
         if (with_rope) args.rope = {cos.data(), sin.data()};
-        args.out = out.data();
-        outcome.Done(QueryPrep(args, with_map ? tiles.tiles.data() : nullptr, nullptr));
+        outcome.Done(QueryPrepBatch(args, nullptr));
         const auto got = out.ToHost();
-        for (std::size_t i = 0; i < n / 2; ++i) outcome.Expect(got[i] == -1.0f, "head 0 is not part of the call");
-        for (int row = 0; row < n_tokens * group; ++row) {
-          const float* x = q.data() + row / group * stride + (group + row % group) * dim;
-          for (int i = 0; i < dim; ++i) {
-            const int place = (n_tokens * group + row) * dim + i;
-            const auto at = static_cast<std::size_t>(place);
-            outcome.Check(got[at], expected[at],
-                          MapBound(x, with_map ? map.data() + dim * dim : nullptr, dim, i, 0.125));
+        std::size_t at = 0;
+        for (int s = 0, token = 0; s < 2; token += lengths[s++]) {
+          for (int head = 0; head < n_kv_heads; ++head) {
+            for (int row = 0; row < lengths[s] * group; ++row) {
+              const float* x = q.data() + (token + row / group) * stride + (head * group + row % group) * dim;
+              const float* map_of_head = with_map ? map.data() + head * dim * dim : nullptr;
+              for (int i = 0; i < dim; ++i, ++at) {
+                outcome.Check(got[at], expected[at], MapBound(x, map_of_head, dim, i, 0.125));
+              }
+            }
           }
         }
       }
@@ -88,9 +118,10 @@ void RotationCase(Outcome& outcome) {
     args.rotation = &side;
     ReferenceOps().query_prep(args);
     const Buffer<float> device(q), out(q.size());
-    args.q = device.data();
-    args.out = out.data();
-    outcome.Done(QueryPrep(args, nullptr, nullptr));
+    const Buffer<QueryPrepTile> tile(std::vector<QueryPrepTile>{{0, 0, 5, n, 0}});
+    outcome.Done(QueryPrepBatch(
+        {device.data(), heads * dim, heads, heads, dim, tile.data(), 1, {}, nullptr, 0.125f, out.data(), &side},
+        nullptr));
     outcome.Expect(out.ToHost() == expected, "the rotation has the reference's order of operations");
   }
 }
@@ -101,6 +132,7 @@ class Blocks {
   Blocks(int n, int block_bytes, std::uint8_t fill)
       : n_(n), bytes_(block_bytes), data_(std::vector<std::uint8_t>(Size(), fill)), pointers_(Pointers()) {}
   std::uint8_t* const* pointers() const { return pointers_.data(); }
+  std::uint8_t* block(int i) const { return data_.data() + std::ptrdiff_t{i} * bytes_; }
   const std::uint8_t* const* const_pointers() const { return pointers_.data(); }
   std::vector<std::uint8_t> Host(int block) const {
     const auto all = data_.ToHost();
@@ -130,8 +162,8 @@ struct WriteShape {
   bool packs;
 };
 
-// One call of KvWritePack: the exact rows to their bound, the others untouched, packed bytes those of the reference
-// from the exact block that this call left.
+// One call of KvWriteBatch: the exact rows to their bound, the others untouched, packed bytes those of the reference
+// from the exact block that this call left. The last of several blocks is not packed.
 void CheckWrite(const WriteShape& shape, Outcome& outcome) {
   const int heads = 2, dim = shape.dim, first = shape.first, n = shape.n;
   const auto exact = LayoutOf(heads, dim, 64, {{16, dim}}, {{16, dim}}, false);
@@ -141,7 +173,7 @@ void CheckWrite(const WriteShape& shape, Outcome& outcome) {
   const std::int64_t stride = heads * dim + 3;
   const auto k = random.Normals(n * stride), v = random.Normals(n * stride);
   const auto map = random.Normals(heads * dim * dim, 0.2f);
-  const RopeTables rope(n, dim, first);
+  const RopeTables rope(first + n, dim, 0);
   const Buffer<float> device_k(k), device_v(v), cos(rope.cos), sin(rope.sin);
   const SplitMapBuffer tiles(map, heads, dim);
   // Rows that are there already: small numbers, 0x3dcd is 0.1.
@@ -158,22 +190,29 @@ void CheckWrite(const WriteShape& shape, Outcome& outcome) {
                        n,
                        0,
                        heads,
-                       {rope.cos.data(), rope.sin.data()},
+                       {rope.cos.data() + first * dim / 2, rope.sin.data() + first * dim / 2},
                        map.data(),
                        &exact,
                        expected_blocks.data()};
   outcome.Expect(ReferenceOps().kv_write(write) == KernelStatus::kOk, "reference");
-  write.k = device_k.data();
-  write.v = device_v.data();
-  write.rope = {cos.data(), sin.data()};
-  write.k_map = nullptr;
-  write.blocks = device_blocks.pointers();
-  KvWritePackArgs args = {.write = write, .map_tiles = tiles.tiles.data()};
-  if (shape.packs) {
-    args.packed = device_packed.pointers();
-    args.packed_layout = &packed;
+  const auto is_packed = [&](int b) { return shape.packs && (n_blocks == 1 || b + 1 < n_blocks); };
+  std::vector<KvWriteBlock> places;
+  for (int b = 0; b < n_blocks; ++b) {
+    const int begin = std::max(first, (first / 64 + b) * 64), end = std::min(first + n, (first / 64 + b + 1) * 64);
+    places.push_back(
+        {device_blocks.block(b), is_packed(b) ? device_packed.block(b) : nullptr, begin - first, begin, end - begin});
   }
-  outcome.Done(KvWritePack(args, nullptr));
+  const Buffer<KvWriteBlock> device_places(places);
+  outcome.Done(KvWriteBatch({device_k.data(),
+                             device_v.data(),
+                             stride,
+                             device_places.data(),
+                             n_blocks,
+                             {cos.data(), sin.data()},
+                             tiles.tiles.data(),
+                             &exact,
+                             shape.packs ? &packed : nullptr},
+                            nullptr));
   for (int b = 0; b < n_blocks; ++b) {
     const auto got = device_blocks.Host(b);
     for (int row = 0; row < 64; ++row) {
@@ -199,7 +238,7 @@ void CheckWrite(const WriteShape& shape, Outcome& outcome) {
       }
     }
     std::vector<std::uint8_t> reference_packed(static_cast<std::size_t>(packed.block_bytes), 0x5a);
-    if (shape.packs) ReferenceOps().kv_pack({got.data(), &exact, reference_packed.data(), &packed, 0, heads});
+    if (is_packed(b)) ReferenceOps().kv_pack({got.data(), &exact, reference_packed.data(), &packed, 0, heads});
     outcome.Expect(device_packed.Host(b) == reference_packed, "packed bytes");
   }
 }
@@ -297,12 +336,14 @@ void BadKvCase(Outcome& outcome) {
   is(KvPackBatch(pack, nullptr), KernelStatus::kBadShape);
   pack.packed_layout = &wide;
   is(KvPackBatch(pack, nullptr), KernelStatus::kUnsupported);
-  KvWritePackArgs write = {.write = {x.data(), x.data(), 64, 0, 1, 0, 1, {}, nullptr, &wide, blocks.pointers()}};
-  is(KvWritePack(write, nullptr), KernelStatus::kUnsupported);
-  write.write.layout = &exact;
-  write.packed = blocks.pointers();
+  const Buffer<KvWriteBlock> place(std::vector<KvWriteBlock>{{blocks.block(0), nullptr, 0, 0, 1}});
+  KvWriteBatchArgs write = {x.data(), x.data(), 64, place.data(), 1, {}, nullptr, &wide};
+  is(KvWriteBatch(write, nullptr), KernelStatus::kUnsupported);
+  write.layout = &exact;
   write.packed_layout = &other;
-  is(KvWritePack(write, nullptr), KernelStatus::kBadShape);
+  is(KvWriteBatch(write, nullptr), KernelStatus::kBadShape);
+  QueryPrepBatchArgs prep = {x.data(), 64, 3, 2, 16, nullptr, 0, {}, nullptr, 1.0f, x.data()};
+  is(QueryPrepBatch(prep, nullptr), KernelStatus::kBadShape);  // heads that do not divide
   is(SplitMaps(x.data(), 1, 40, nullptr, nullptr), KernelStatus::kBadShape);
 }
 

@@ -95,19 +95,23 @@ class CudaTransformer final : public Transformer {
   Status ReserveRope(std::span<const StepSequence> sequences);
   Status Run(std::span<const StepSequence> sequences, float* logits, ForwardObserver* observer,
              const LayerRange& layers);
+  Status RunDecode(float* logits);
+  Status EnqueueDecode();
+  std::vector<const void*> Places() const;
   Status Embed();
-  Status Layer(int layer, std::span<const StepSequence> sequences, bool shortened, ForwardObserver* observer);
-  Status Logits(const float* x, Bf16* act, float* logits);
+  Status Layer(int layer, bool shortened, ForwardObserver* observer);
+  Status Logits(const float* x, Bf16* act);
+  void CopyLogits(float* logits);
   Status Norm(const float* x, std::int64_t n_rows, const DeviceNorm& norm, Bf16* out);
   Status HeadNorm(float* rows, std::int64_t n_rows, std::int64_t n_heads, const Bf16* gain);
   Status Linear(const Bf16* x, std::int64_t n_rows, std::int64_t k, const DeviceLinear& w, std::int64_t n_out, float* y,
                 std::int64_t y_stride, bool accumulate);
-  Status WriteKv(int layer, std::span<const StepSequence> sequences);
-  Status PrepareQueries(int layer, std::span<const StepSequence> sequences, const StepRows& queries);
+  Status WriteKv(int layer);
+  Status PrepareQueries(int layer, bool shortened);
   Status Attend(int layer);
   Status Mlp(const DeviceLayer& w, float* x, Bf16* act, std::int64_t n_rows);
   void KeepLogitRows();
-  kernels::RopeRows RopeAt(std::int64_t position) const;
+  kernels::RopeRows Rope() const { return {rope_cos_.As<float>(), rope_sin_.As<float>()}; }  // of every position
 
   const ModelConfig& config_;
   std::unique_ptr<OwnedStream> owned_stream_;
@@ -120,6 +124,10 @@ class CudaTransformer final : public Transformer {
   std::int64_t rope_positions_ = 0;
   DeviceStep step_;
   Activations at_;
+  // The launches of a decode step, once two steps had the same.
+  DeviceStep::Launches recorded_;
+  std::vector<const void*> recorded_places_;
+  std::unique_ptr<cuda::Graph> graph_;
 };
 
 Result<std::unique_ptr<Transformer>> CudaTransformer::Open(std::shared_ptr<const Checkpoint> checkpoint,
@@ -187,12 +195,6 @@ Status CudaTransformer::ReserveRope(std::span<const StepSequence> sequences) {
   return OkStatus();
 }
 
-kernels::RopeRows CudaTransformer::RopeAt(std::int64_t position) const {
-  if (!config_.has_rope()) return {};
-  const std::int64_t at = position * (config_.head_dim / 2);
-  return {rope_cos_.As<float>() + at, rope_sin_.As<float>() + at};
-}
-
 Status CudaTransformer::Reserve(const StepRows& rows, const StepRows& logit_rows, bool has_logits) {
   const auto bytes = [](std::int64_t n_rows, std::int64_t width, std::size_t size) {
     return static_cast<std::size_t>(n_rows * width) * size;
@@ -243,28 +245,32 @@ Status CudaTransformer::Embed() {
   float* x = at_.x.As<float>();
   const std::int64_t n = step_.rows().count();
   ZEROC_RETURN_IF_ERROR(
-      Launched(cuda::Embed({weights_.embedding, step_.ids(), n, config_.hidden_size, x}, stream_), "embed"));
+      Launched(cuda::Embed({weights_.embedding, step_.launches().ids, n, config_.hidden_size, x}, stream_), "embed"));
   if (config_.has_rope()) return OkStatus();
   return Launched(
-      cuda::Embed({weights_.positions, step_.positions(), n, config_.hidden_size, x, /*accumulate=*/true}, stream_),
+      cuda::Embed({weights_.positions, step_.launches().positions, n, config_.hidden_size, x, /*accumulate=*/true},
+                  stream_),
       "embed");
 }
 
 // RoPE, map, exact write and packing of every new token, then the blocks of earlier steps that have come of age.
-Status CudaTransformer::WriteKv(int layer, std::span<const StepSequence> sequences) {
+Status CudaTransformer::WriteKv(int layer) {
   const DeviceStep::Layer& tables = step_.layer(layer);
-  for (std::size_t i = 0; i < sequences.size(); ++i) {
-    const StepSequence& sequence = sequences[i];
-    const KvFormat& format = *sequence.format->format;
-    const float* k = at_.qkv.As<float>() + step_.rows().begin[i] * qkv_width() + q_width();
-    cuda::KvWritePackArgs args = {.write = {k, k + kv_width(), qkv_width(), sequence.first_pos, sequence.n_tokens(), 0,
-                                            format.n_kv_heads, RopeAt(sequence.first_pos), /*k_map=*/nullptr,
-                                            &format.exact, tables.writes[i].blocks, format.KeyRotation(layer)},
-                                  .map_tiles = sequence.format->k_maps[static_cast<std::size_t>(layer)],
-                                  .packed = tables.writes[i].packed,
-                                  .packed_layout = nullptr};
-    if (args.packed != nullptr) args.packed_layout = &sequence.kv->FormLayout(layer, 0);
-    ZEROC_RETURN_IF_ERROR(Launched(cuda::KvWritePack(args, stream_), "kv_write"));
+  const float* k = at_.qkv.As<float>() + q_width();
+  for (const DeviceStep::Write& write : tables.writes) {
+    const KvFormat& format = *write.format->format;
+    cuda::KvWriteBatchArgs args = {k,
+                                   k + kv_width(),
+                                   qkv_width(),
+                                   write.blocks,
+                                   write.n_blocks,
+                                   Rope(),
+                                   write.format->k_maps[static_cast<std::size_t>(layer)],
+                                   &format.exact,
+                                   nullptr,
+                                   format.KeyRotation(layer)};
+    if (write.packs) args.packed_layout = &format.tiers[0].layouts[static_cast<std::size_t>(layer)];
+    ZEROC_RETURN_IF_ERROR(Launched(cuda::KvWriteBatch(args, stream_), "kv_write"));
   }
   for (const DeviceStep::Pack& pack : tables.packs) {
     ZEROC_RETURN_IF_ERROR(Launched(cuda::KvPackBatch({pack.sources, pack.packed, pack.n_blocks, pack.source_layout,
@@ -275,29 +281,22 @@ Status CudaTransformer::WriteKv(int layer, std::span<const StepSequence> sequenc
   return OkStatus();
 }
 
-Status CudaTransformer::PrepareQueries(int layer, std::span<const StepSequence> sequences, const StepRows& queries) {
-  const auto head_dim = static_cast<std::int32_t>(config_.head_dim);
-  for (std::size_t i = 0; i < sequences.size(); ++i) {
-    const auto n = static_cast<std::int32_t>(queries.count(i));
-    if (n == 0) continue;
-    const DeviceFormat& format = *sequences[i].format;
-    const auto n_kv_heads = static_cast<std::int32_t>(config_.n_kv_heads);
-    const std::int64_t row = queries.begin[i];
-    const kernels::QueryPrepArgs args = {at_.qkv.As<float>() + row * qkv_width(),
-                                         qkv_width(),
-                                         n,
-                                         static_cast<std::int32_t>(config_.n_heads),
-                                         n_kv_heads,
-                                         head_dim,
-                                         0,
-                                         n_kv_heads,
-                                         RopeAt(sequences[i].end_pos() - n),
-                                         /*q_map=*/nullptr,
-                                         1.0f / std::sqrt(static_cast<float>(head_dim)),
-                                         at_.queries.As<float>() + row * q_width(),
-                                         format.format->KeyRotation(layer)};
-    ZEROC_RETURN_IF_ERROR(
-        Launched(cuda::QueryPrep(args, format.q_maps[static_cast<std::size_t>(layer)], stream_), "query_prep"));
+Status CudaTransformer::PrepareQueries(int layer, bool shortened) {
+  const float scale = 1.0f / std::sqrt(static_cast<float>(config_.head_dim));
+  for (const DeviceStep::Prepare& prepare : step_.launches().prepares[shortened ? 1 : 0]) {
+    const cuda::QueryPrepBatchArgs args = {at_.qkv.As<float>(),
+                                           qkv_width(),
+                                           static_cast<std::int32_t>(config_.n_heads),
+                                           static_cast<std::int32_t>(config_.n_kv_heads),
+                                           static_cast<std::int32_t>(config_.head_dim),
+                                           prepare.tiles,
+                                           prepare.n_tiles,
+                                           Rope(),
+                                           prepare.format->q_maps[static_cast<std::size_t>(layer)],
+                                           scale,
+                                           at_.queries.As<float>(),
+                                           prepare.format->format->KeyRotation(layer)};
+    ZEROC_RETURN_IF_ERROR(Launched(cuda::QueryPrepBatch(args, stream_), "query_prep"));
   }
   return OkStatus();
 }
@@ -369,8 +368,7 @@ void CudaTransformer::KeepLogitRows() {
 }
 
 // shortened: queries of the rows with logits alone.
-Status CudaTransformer::Layer(int layer, std::span<const StepSequence> sequences, bool shortened,
-                              ForwardObserver* observer) {
+Status CudaTransformer::Layer(int layer, bool shortened, ForwardObserver* observer) {
   const DeviceLayer& w = weights_.layers[static_cast<std::size_t>(layer)];
   const std::int64_t hidden = config_.hidden_size, stride = qkv_width(), n_rows = step_.rows().count();
   const StepRows& queries = shortened ? step_.logit_rows() : step_.rows();
@@ -382,7 +380,7 @@ Status CudaTransformer::Layer(int layer, std::span<const StepSequence> sequences
   ZEROC_RETURN_IF_ERROR(Linear(act, n_rows, hidden, w.k, kv_width(), k, stride, false));
   ZEROC_RETURN_IF_ERROR(Linear(act, n_rows, hidden, w.v, kv_width(), k + kv_width(), stride, false));
   ZEROC_RETURN_IF_ERROR(HeadNorm(k, n_rows, config_.n_kv_heads, w.k_norm));
-  ZEROC_RETURN_IF_ERROR(WriteKv(layer, sequences));
+  ZEROC_RETURN_IF_ERROR(WriteKv(layer));
   if (observer != nullptr) {
     ZEROC_RETURN_IF_ERROR(WaitFor(stream_));  // the blocks may travel
     observer->OnLayerWritten(layer);
@@ -395,20 +393,72 @@ Status CudaTransformer::Layer(int layer, std::span<const StepSequence> sequences
   }
   ZEROC_RETURN_IF_ERROR(Linear(act, queries.count(), hidden, w.q, q_width(), q, stride, false));
   ZEROC_RETURN_IF_ERROR(HeadNorm(q, queries.count(), config_.n_heads, w.q_norm));
-  ZEROC_RETURN_IF_ERROR(PrepareQueries(layer, sequences, queries));
+  ZEROC_RETURN_IF_ERROR(PrepareQueries(layer, shortened));
   ZEROC_RETURN_IF_ERROR(Attend(layer));
   ZEROC_RETURN_IF_ERROR(Linear(at_.wide.As<Bf16>(), queries.count(), q_width(), w.o, hidden, x, hidden, true));
   return Mlp(w, x, act, queries.count());
 }
 
 // x and act: of the rows with logits.
-Status CudaTransformer::Logits(const float* x, Bf16* act, float* logits) {
+Status CudaTransformer::Logits(const float* x, Bf16* act) {
   const std::int64_t n = step_.logit_rows().count(), vocab = config_.vocab_size;
   if (n == 0) return OkStatus();
-  float* out = at_.logits.As<float>();
   ZEROC_RETURN_IF_ERROR(Norm(x, n, weights_.final_norm, act));
-  ZEROC_RETURN_IF_ERROR(Linear(act, n, config_.hidden_size, weights_.lm_head, vocab, out, vocab, false));
-  cuda::CopyToHost(logits, out, static_cast<std::size_t>(n * vocab) * sizeof(float), stream_);
+  return Linear(act, n, config_.hidden_size, weights_.lm_head, vocab, at_.logits.As<float>(), vocab, false);
+}
+
+void CudaTransformer::CopyLogits(float* logits) {
+  const std::int64_t n_values = step_.logit_rows().count() * config_.vocab_size;
+  if (n_values == 0) return;
+  cuda::CopyToHost(logits, at_.logits.As<float>(), static_cast<std::size_t>(n_values) * sizeof(float), stream_);
+}
+
+Status CudaTransformer::EnqueueDecode() {
+  ZEROC_RETURN_IF_ERROR(Embed());
+  for (int layer = 0; layer < static_cast<int>(config_.n_layers); ++layer) {
+    ZEROC_RETURN_IF_ERROR(Layer(layer, /*shortened=*/false, nullptr));
+  }
+  return Logits(at_.x.As<float>(), at_.act.As<Bf16>());
+}
+
+// What launches are told beside the step: buffers that may have moved.
+std::vector<const void*> CudaTransformer::Places() const {
+  std::vector<const void*> places;
+  for (const DeviceBuffer* buffer : {&at_.x, &at_.act, &at_.qkv, &at_.queries, &at_.wide, &at_.mlp, &at_.logits,
+                                     &at_.part_out, &at_.part_max, &at_.part_sum, &rope_cos_, &rope_sin_}) {
+    places.push_back(buffer->As<const void>());
+  }
+  return places;
+}
+
+// A step of one token of each sequence in which no block comes of age is some hundred launches that differ from the
+// last step's in nothing but what the tables hold: from the third on, one call. Recording costs as much as launching,
+// so a batch that changes in every step is never recorded.
+Status CudaTransformer::RunDecode(float* logits) {
+  std::vector<const void*> places = Places();
+  const bool same = step_.launches() == recorded_ && places == recorded_places_;
+  if (!same) {
+    recorded_ = step_.launches();
+    recorded_places_ = std::move(places);
+    graph_.reset();
+    ZEROC_RETURN_IF_ERROR(EnqueueDecode());
+  } else {
+    if (graph_ == nullptr) {
+      const char* error = nullptr;
+      Status enqueued;
+      graph_ = cuda::Graph::Record(
+          stream_,
+          [&] {
+            enqueued = EnqueueDecode();
+            return enqueued.ok() ? kernels::KernelStatus::kOk : kernels::KernelStatus::kUnsupported;
+          },
+          &error);
+      ZEROC_RETURN_IF_ERROR(enqueued);
+      if (graph_ == nullptr) return Internal(std::string(cuda::RuntimeName()) + ": recording a decode step: " + error);
+    }
+    ZEROC_RETURN_IF_ERROR(Launched(graph_->Launch(), "a recorded decode step"));
+  }
+  CopyLogits(logits);
   return OkStatus();
 }
 
@@ -421,6 +471,7 @@ Status CudaTransformer::Run(std::span<const StepSequence> sequences, float* logi
   ZEROC_CHECK(layers.begin >= 0 && layers.begin <= end_layer && end_layer <= n_layers, layers.begin, layers.end);
   ZEROC_RETURN_IF_ERROR(step_.Make(config_, sequences, layers.begin, end_layer, to_the_end, stream_));
   ZEROC_RETURN_IF_ERROR(Reserve(step_.rows(), step_.logit_rows(), to_the_end));
+  if (step_.IsPlainDecode() && observer == nullptr && to_the_end && layers.begin == 0) return RunDecode(logits);
   const std::size_t x_bytes = static_cast<std::size_t>(step_.rows().count() * config_.hidden_size) * sizeof(float);
   if (layers.begin == 0) {
     ZEROC_RETURN_IF_ERROR(Embed());
@@ -431,15 +482,17 @@ Status CudaTransformer::Run(std::span<const StepSequence> sequences, float* logi
   const bool has_more_rows = step_.rows().begin != step_.logit_rows().begin;
   for (int layer = layers.begin; layer < end_layer; ++layer) {
     const bool shortened = has_more_rows && to_the_end && layer + 1 == end_layer;
-    ZEROC_RETURN_IF_ERROR(Layer(layer, sequences, shortened, observer));
+    ZEROC_RETURN_IF_ERROR(Layer(layer, shortened, observer));
   }
   if (!to_the_end) {
     cuda::CopyToHost(layers.output, at_.x.As<float>(), x_bytes, stream_);
     return OkStatus();
   }
-  if (!has_more_rows) return Logits(at_.x.As<float>(), at_.act.As<Bf16>(), logits);
-  if (layers.begin == end_layer) KeepLogitRows();
-  return Logits(at_.kept_x.As<float>(), at_.kept_act.As<Bf16>(), logits);
+  if (has_more_rows && layers.begin == end_layer) KeepLogitRows();
+  ZEROC_RETURN_IF_ERROR(has_more_rows ? Logits(at_.kept_x.As<float>(), at_.kept_act.As<Bf16>())
+                                      : Logits(at_.x.As<float>(), at_.act.As<Bf16>()));
+  CopyLogits(logits);
+  return OkStatus();
 }
 
 Status CudaTransformer::Step(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer,

@@ -2,6 +2,8 @@
 // arenas of KV blocks. Everything belongs to one stream and one thread.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -62,7 +64,8 @@ Result<DeviceBuffer> CopyToDevice(std::span<const T> values, const char* what, k
 }
 
 // Small arrays of one step, gathered on the host and taken over by one copy. First all that is to be there is added,
-// then Place gives it addresses, then Upload enqueues the copy.
+// then Place gives it addresses, then Upload enqueues the copy. Arrays get room for the next power of two, so that they
+// mostly keep their places when they grow: launches that were recorded then still find them.
 class DeviceTables {
  public:
   DeviceTables() = default;
@@ -76,8 +79,8 @@ class DeviceTables {
   template <typename T>
   std::size_t Add(std::span<const T> values) {
     static_assert(std::is_trivially_copyable_v<T> && alignof(T) <= kAlignment);
-    const std::size_t at = (bytes_.size() + kAlignment - 1) / kAlignment * kAlignment;
-    bytes_.resize(at + values.size_bytes());
+    const std::size_t at = bytes_.size();
+    bytes_.resize(at + std::bit_ceil(std::max(values.size_bytes(), kAlignment)));
     if (!values.empty()) std::memcpy(bytes_.data() + at, values.data(), values.size_bytes());
     return at;
   }

@@ -20,6 +20,15 @@ constexpr int kThreadBlocksPerProcessor = 3;
 
 int CountTiers(const StepSequence& sequence) { return static_cast<int>(sequence.kv->format().tiers.size()); }
 
+// Each once, in the order of their first use.
+std::vector<const DeviceFormat*> FormatsOf(std::span<const StepSequence> sequences) {
+  std::vector<const DeviceFormat*> formats;
+  for (const StepSequence& sequence : sequences) {
+    if (std::find(formats.begin(), formats.end(), sequence.format) == formats.end()) formats.push_back(sequence.format);
+  }
+  return formats;
+}
+
 // Blocks waiting to be packed, by layouts in the order of their first use.
 class PackLists {
  public:
@@ -60,22 +69,49 @@ bool TakeLayouts(std::span<const KvSegment> segments, std::vector<const KvBlockL
 
 }  // namespace
 
-void DeviceStep::AddWrites(int layer, std::span<const StepSequence> sequences, LayerOffsets* offsets) {
-  for (const StepSequence& sequence : sequences) {
-    const SequenceKv& kv = *sequence.kv;
-    const int first = sequence.first_pos / kBlockTokens, end = (sequence.end_pos() - 1) / kBlockTokens + 1;
-    const auto n = static_cast<std::size_t>(end - first);
-    WriteOffsets& write = offsets->writes.emplace_back();
-    write.blocks = blocks_.Add(std::span(kv.WriteBlocks(layer), n));
-    if (CountTiers(sequence) == 0 || kv.pack_end(0) <= std::max(first, kv.pack_begin(0))) continue;
-    // They are complete with this step, and leave the exact window in it: packed from what is in shared memory.
-    std::vector<std::uint8_t*> packed(n, nullptr);
-    for (int block = std::max(first, kv.pack_begin(0)); block < kv.pack_end(0); ++block) {
-      packed[static_cast<std::size_t>(block - first)] = kv.PackedBlock(layer, 0, block);
+void DeviceStep::AddWrites(int layer, std::span<const StepSequence> sequences, LayerOffsets* offsets, Layer* out) {
+  for (const DeviceFormat* format : FormatsOf(sequences)) {
+    std::vector<cuda::KvWriteBlock> blocks;
+    Write write = {format, nullptr, 0, false};
+    for (std::size_t i = 0; i < sequences.size(); ++i) {
+      const StepSequence& sequence = sequences[i];
+      if (sequence.format != format) continue;
+      const SequenceKv& kv = *sequence.kv;
+      std::uint8_t* const* exact = kv.WriteBlocks(layer);
+      for (int pos = sequence.first_pos; pos < sequence.end_pos();) {
+        const int block = pos / kBlockTokens, end = std::min(sequence.end_pos(), (block + 1) * kBlockTokens);
+        // Complete with this step, and out of the exact window in it: packed from what is in shared memory.
+        const bool packs = CountTiers(sequence) > 0 && block >= kv.pack_begin(0) && block < kv.pack_end(0);
+        blocks.push_back({*exact++, packs ? kv.PackedBlock(layer, 0, block) : nullptr,
+                          rows().begin[i] + (pos - sequence.first_pos), pos, end - pos});
+        write.packs = write.packs || packs;
+        pos = end;
+      }
     }
-    write.packed = blocks_.Add(packed);
-    write.packs = true;
+    write.n_blocks = static_cast<int>(blocks.size());
+    offsets->writes.push_back(blocks_.Add(blocks));
+    out->writes.push_back(write);
   }
+}
+
+std::vector<std::size_t> DeviceStep::AddPrepares(const ModelConfig& config, std::span<const StepSequence> sequences,
+                                                 const StepRows& queries, std::vector<Prepare>* out) {
+  std::vector<std::size_t> offsets;
+  const auto group = static_cast<int>(config.n_heads / config.n_kv_heads);
+  for (const DeviceFormat* format : FormatsOf(sequences)) {
+    std::vector<cuda::QueryPrepTile> tiles;
+    for (std::size_t i = 0; i < sequences.size(); ++i) {
+      if (sequences[i].format != format) continue;
+      const auto n = static_cast<int>(queries.count(i));
+      const std::int64_t offset = queries.begin[i] * config.n_heads * config.head_dim;
+      for (int row = 0; row < n * group; row += cuda::kQueryTileRows) {
+        tiles.push_back({queries.begin[i], offset, sequences[i].end_pos() - n, n, row});
+      }
+    }
+    offsets.push_back(blocks_.Add(tiles));
+    out->push_back({format, nullptr, static_cast<int>(tiles.size())});
+  }
+  return offsets;
 }
 
 // Blocks of earlier steps into the youngest tier, then from tier to tier, and the sink.
@@ -135,9 +171,8 @@ void DeviceStep::AddSegments(int layer, std::span<const StepSequence> sequences,
 }
 
 void DeviceStep::PlaceBlocks(const LayerOffsets& offsets, Layer* out) {
-  for (const WriteOffsets& write : offsets.writes) {
-    out->writes.push_back({blocks_.At<std::uint8_t* const>(write.blocks),
-                           write.packs ? blocks_.At<std::uint8_t* const>(write.packed) : nullptr});
+  for (std::size_t i = 0; i < out->writes.size(); ++i) {
+    out->writes[i].blocks = blocks_.At<const cuda::KvWriteBlock>(offsets.writes[i]);
   }
   for (std::size_t i = 0; i < out->packs.size(); ++i) {
     out->packs[i].sources = blocks_.At<const std::uint8_t* const>(offsets.packs[i].sources);
@@ -187,8 +222,8 @@ void DeviceStep::AddAttention(const ModelConfig& config, std::span<const StepSeq
     places->push_back({attention_.Add(tiles.tiles), attention_.Add(tiles.segments), attention_.Add(tiles.items),
                        attention_.Add(tiles.first_item)});
     n_parts_max_ = std::max(n_parts_max_, tiles.n_parts);
-    out->attention.push_back({decode, std::move(tiles.layouts), nullptr, static_cast<int>(tiles.tiles.size()), nullptr,
-                              nullptr, nullptr, tiles.n_parts});
+    out->attention.push_back(
+        {decode, std::move(tiles.layouts), nullptr, static_cast<int>(tiles.tiles.size()), nullptr, nullptr, nullptr});
   }
 }
 
@@ -196,8 +231,8 @@ Status DeviceStep::Make(const ModelConfig& config, std::span<const StepSequence>
                         int layer_end, bool short_last, cuda::Stream stream) {
   const auto n_layers = static_cast<std::size_t>(layer_end - layer_begin);
   layer_begin_ = layer_begin;
-  layers_.assign(n_layers, {});
-  rows_ = logit_rows_ = {};
+  launches_ = {};
+  launches_.layers.resize(n_layers);
   n_thread_blocks_ = kThreadBlocksPerProcessor * cuda::MultiprocessorCount();
   n_parts_max_ = 0;
   blocks_.Clear();
@@ -205,8 +240,8 @@ Status DeviceStep::Make(const ModelConfig& config, std::span<const StepSequence>
 
   std::vector<std::int32_t> ids, positions;
   for (const StepSequence& sequence : sequences) {
-    rows_.begin.push_back(rows_.count() + sequence.n_tokens());
-    logit_rows_.begin.push_back(logit_rows_.count() + sequence.n_logits);
+    launches_.rows.begin.push_back(rows().count() + sequence.n_tokens());
+    launches_.logit_rows.begin.push_back(logit_rows().count() + sequence.n_logits);
     ids.insert(ids.end(), sequence.tokens.begin(), sequence.tokens.end());
     if (config.has_rope()) continue;
     positions.resize(ids.size());
@@ -214,31 +249,41 @@ Status DeviceStep::Make(const ModelConfig& config, std::span<const StepSequence>
               TransformerWeights::kFirstPositionRow + sequence.first_pos);
   }
   const auto queries = [&](std::size_t layer) -> const StepRows& {
-    return short_last && layer + 1 == n_layers ? logit_rows_ : rows_;
+    return short_last && layer + 1 == n_layers ? logit_rows() : rows();
   };
   const std::size_t ids_at = blocks_.Add(ids), positions_at = blocks_.Add(positions);
+  std::vector<std::size_t> tiles_at[2];
+  for (const int shortened : {0, 1}) {
+    tiles_at[shortened] =
+        AddPrepares(config, sequences, shortened != 0 ? logit_rows() : rows(), &launches_.prepares[shortened]);
+  }
   std::vector<LayerOffsets> offsets(n_layers);
   for (std::size_t l = 0; l < n_layers; ++l) {
     const int layer = layer_begin + static_cast<int>(l);
-    AddWrites(layer, sequences, &offsets[l]);
-    AddPacks(layer, sequences, &offsets[l], &layers_[l]);
+    AddWrites(layer, sequences, &offsets[l], &launches_.layers[l]);
+    AddPacks(layer, sequences, &offsets[l], &launches_.layers[l]);
     AddSegments(layer, sequences, queries(l), &offsets[l]);
   }
   ZEROC_RETURN_IF_ERROR(blocks_.Place("block tables"));
   blocks_.Upload(stream);
-  ids_ = blocks_.At<const std::int32_t>(ids_at);
-  positions_ = blocks_.At<const std::int32_t>(positions_at);
+  launches_.ids = blocks_.At<const std::int32_t>(ids_at);
+  launches_.positions = blocks_.At<const std::int32_t>(positions_at);
+  for (const int shortened : {0, 1}) {
+    for (std::size_t i = 0; i < tiles_at[shortened].size(); ++i) {
+      launches_.prepares[shortened][i].tiles = blocks_.At<const cuda::QueryPrepTile>(tiles_at[shortened][i]);
+    }
+  }
 
   std::vector<std::vector<AttentionOffsets>> places(n_layers);
   for (std::size_t l = 0; l < n_layers; ++l) {
-    PlaceBlocks(offsets[l], &layers_[l]);
-    AddAttention(config, sequences, queries(l), offsets[l], &layers_[l], &places[l]);
+    PlaceBlocks(offsets[l], &launches_.layers[l]);
+    AddAttention(config, sequences, queries(l), offsets[l], &launches_.layers[l], &places[l]);
   }
   ZEROC_RETURN_IF_ERROR(attention_.Place("attention plans"));
   attention_.Upload(stream);
   for (std::size_t l = 0; l < n_layers; ++l) {
     for (std::size_t a = 0; a < places[l].size(); ++a) {
-      Attention& launch = layers_[l].attention[a];
+      Attention& launch = launches_.layers[l].attention[a];
       launch.tiles = attention_.At<const cuda::DeviceQueryTile>(places[l][a].tiles);
       launch.segments = attention_.At<const cuda::DeviceSegment>(places[l][a].segments);
       launch.items = attention_.At<const cuda::DeviceItem>(places[l][a].items);
@@ -246,6 +291,15 @@ Status DeviceStep::Make(const ModelConfig& config, std::span<const StepSequence>
     }
   }
   return OkStatus();
+}
+
+bool DeviceStep::IsPlainDecode() const {
+  const auto n_sequences = static_cast<std::int64_t>(rows().begin.size()) - 1;
+  return rows() == logit_rows() && rows().count() == n_sequences &&
+         std::all_of(launches_.layers.begin(), launches_.layers.end(), [](const Layer& layer) {
+           return layer.packs.empty() && std::none_of(layer.writes.begin(), layer.writes.end(),
+                                                      [](const Write& write) { return write.packs; });
+         });
 }
 
 }  // namespace zeroc

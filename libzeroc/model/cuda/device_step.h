@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/cuda/attention_tiles.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/kv_block.h"
 #include "libzeroc/checkpoint/model_config.h"
 #include "libzeroc/kv/sequence_kv.h"
@@ -35,14 +36,25 @@ struct StepRows {
   std::vector<std::int64_t> begin = {0};
   std::int64_t count() const { return begin.back(); }
   std::int64_t count(std::size_t i) const { return begin[i + 1] - begin[i]; }
+  bool operator==(const StepRows&) const = default;
 };
 
 class DeviceStep {
  public:
-  // Keys and values of one sequence: KvWriteArgs::blocks, and the blocks packed in the same pass.
+  // Blocks that new tokens are written to, of all sequences of one format.
   struct Write {
-    std::uint8_t* const* blocks;
-    std::uint8_t* const* packed;  // null for none
+    const DeviceFormat* format;
+    const kernels::cuda::KvWriteBlock* blocks;
+    int n_blocks;
+    bool packs;  // some of them in the same pass
+    bool operator==(const Write&) const = default;
+  };
+  // Queries of all sequences of one format; the same for all layers with these rows.
+  struct Prepare {
+    const DeviceFormat* format;
+    const kernels::cuda::QueryPrepTile* tiles;
+    int n_tiles;
+    bool operator==(const Prepare&) const = default;
   };
   // Blocks that enter a tier, of all sequences that agree in the layouts. In the order in which they must run.
   struct Pack {
@@ -51,6 +63,7 @@ class DeviceStep {
     int n_blocks;
     const kernels::KvBlockLayout* source_layout;
     const kernels::KvBlockLayout* packed_layout;
+    bool operator==(const Pack&) const = default;
   };
   // One launch: sequences of few rows, or of many.
   struct Attention {
@@ -61,12 +74,22 @@ class DeviceStep {
     const kernels::cuda::DeviceSegment* segments;
     const kernels::cuda::DeviceItem* items;  // decode, as the next two
     const std::int32_t* first_item;
-    int n_parts;
+    bool operator==(const Attention&) const = default;
   };
   struct Layer {
-    std::vector<Write> writes;  // [sequences]
+    std::vector<Write> writes;
     std::vector<Pack> packs;
     std::vector<Attention> attention;
+    bool operator==(const Layer&) const = default;
+  };
+  // All that launches are told: equal steps are the same launches, on what the tables then hold.
+  struct Launches {
+    StepRows rows, logit_rows;                // of all new tokens, of those with logits
+    const std::int32_t* ids = nullptr;        // [rows]
+    const std::int32_t* positions = nullptr;  // [rows], into the table of learned positions
+    std::vector<Prepare> prepares[2];         // with queries of all rows, of those with logits
+    std::vector<Layer> layers;
+    bool operator==(const Launches&) const = default;
   };
 
   // Of layers [layer_begin, layer_end); with short_last, the last of them has queries of the logits' rows alone.
@@ -74,20 +97,17 @@ class DeviceStep {
   Status Make(const ModelConfig& config, std::span<const StepSequence> sequences, int layer_begin, int layer_end,
               bool short_last, kernels::cuda::Stream stream);
 
-  const StepRows& rows() const { return rows_; }                // of all new tokens
-  const StepRows& logit_rows() const { return logit_rows_; }    // of those with logits
-  const std::int32_t* ids() const { return ids_; }              // [rows]
-  const std::int32_t* positions() const { return positions_; }  // [rows], into the table of learned positions
-  const Layer& layer(int layer) const { return layers_[static_cast<std::size_t>(layer - layer_begin_)]; }
+  const Launches& launches() const { return launches_; }
+  // One token of each sequence, all with logits, and no block that comes of age.
+  bool IsPlainDecode() const;
+  const StepRows& rows() const { return launches_.rows; }
+  const StepRows& logit_rows() const { return launches_.logit_rows; }
+  const Layer& layer(int layer) const { return launches_.layers[static_cast<std::size_t>(layer - layer_begin_)]; }
   int n_thread_blocks() const { return n_thread_blocks_; }  // of decode attention
   int n_parts_max() const { return n_parts_max_; }          // of any launch of it
 
  private:
   // As offsets into the tables, before these have their places.
-  struct WriteOffsets {
-    std::size_t blocks = 0, packed = 0;
-    bool packs = false;
-  };
   struct PackOffsets {
     std::size_t sources = 0, packed = 0;
   };
@@ -96,7 +116,7 @@ class DeviceStep {
     std::vector<std::size_t> blocks;  // offsets of theirs
   };
   struct LayerOffsets {
-    std::vector<WriteOffsets> writes;
+    std::vector<std::size_t> writes;
     std::vector<PackOffsets> packs;
     std::vector<Seen> seen;  // [sequences], empty without queries
   };
@@ -104,7 +124,9 @@ class DeviceStep {
     std::size_t tiles = 0, segments = 0, items = 0, first_item = 0;
   };
 
-  void AddWrites(int layer, std::span<const StepSequence> sequences, LayerOffsets* offsets);
+  void AddWrites(int layer, std::span<const StepSequence> sequences, LayerOffsets* offsets, Layer* out);
+  std::vector<std::size_t> AddPrepares(const ModelConfig& config, std::span<const StepSequence> sequences,
+                                       const StepRows& queries, std::vector<Prepare>* out);
   void AddPacks(int layer, std::span<const StepSequence> sequences, LayerOffsets* offsets, Layer* out);
   void AddSegments(int layer, std::span<const StepSequence> sequences, const StepRows& queries, LayerOffsets* offsets);
   void PlaceBlocks(const LayerOffsets& offsets, Layer* out);
@@ -112,10 +134,7 @@ class DeviceStep {
                     const LayerOffsets& offsets, Layer* out, std::vector<AttentionOffsets>* places);
 
   int layer_begin_ = 0;
-  StepRows rows_, logit_rows_;
-  const std::int32_t* ids_ = nullptr;
-  const std::int32_t* positions_ = nullptr;
-  std::vector<Layer> layers_;
+  Launches launches_;
   int n_thread_blocks_ = 0;
   int n_parts_max_ = 0;
   DeviceTables blocks_;     // ids and block tables
