@@ -503,7 +503,8 @@ Status CudaTransformer::Step(std::span<const ForwardSequence> sequences, float* 
   const Status status = Run(batch, logits, observer, layers);
   const Status waited = WaitFor(stream_);  // in any case: the next step takes the same buffers
   for (const StepSequence& sequence : batch) sequence.kv->EndStep();
-  return status.ok() ? waited : status;
+  if (status.ok() || waited.ok()) return status.ok() ? waited : status;
+  return Status(status.code(), std::string(status.message()) + ": " + std::string(waited.message()));
 }
 
 }  // namespace
