@@ -5,12 +5,14 @@ drill: the request has ended in bounded time, whole or with a clear error, and e
 import json
 import os
 import pathlib
+import re
 import tempfile
 import threading
 import time
 
 import texts
-from cluster import REQUEST_S, ROOT, SETTLE_S, TIME_SCALE, Cluster, ClusterTest, Stream, wait_until
+from cluster import (REQUEST_S, ROOT, SETTLE_S, TIME_SCALE, Cluster, ClusterTest, Stream, http_request,
+                     wait_until)
 
 FAULTS_LIBRARY = pathlib.Path(os.environ.get("ZEROC_WIRE_FAULTS_LIBRARY",
                                              ROOT / "build/release/tests/e2e/libzeroc_wire_faults.so"))
@@ -127,6 +129,24 @@ class DrillTest(ClusterTest):
             self.assertIn(answer.status, statuses, answer.error)
         if reference:
             self.assertEqual(answer.tokens, reference[:len(answer.tokens)], "what was streamed before is right")
+
+    def retried_behind(self):
+        """How many tokens were out when the router tried again, for each time."""
+        return [int(n) for n in re.findall(r"retry request=.* n_streamed=(\d+)", self.router.log())]
+
+    def assert_right(self, answer, n, expected, profile):
+        """The first n tokens are those of the undisturbed run, the others those of a run that was prefilled so far:
+        where a token's KV was computed, in a chunk or by itself, may change its last bit, and a close choice by it."""
+        self.assertEqual(answer.tokens[:n], expected[:n])
+        if n == 0:
+            return self.assertEqual(answer.tokens, expected[:len(answer.tokens)])
+        if n == len(answer.tokens):
+            return None
+        status, _, text = http_request(self.router.http_port, "POST", "/tokenize", {"prompt": texts.LONG})
+        self.assertEqual(status, 200)
+        so_far = json.loads(text)["tokens"] + answer.tokens[:n]
+        rest = self.reference(so_far, max_tokens=len(answer.tokens) - n, profile=profile)
+        return self.assertEqual(answer.tokens[n:], rest)
 
     def assert_settled(self, *workers, within_s=SETTLE_S):
         """Nothing runs and every block is back on the workers (default: all that live)."""

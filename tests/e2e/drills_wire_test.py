@@ -27,9 +27,11 @@ class WireDrills(DrillTest):
                 before = self.decode.metric("zeroc_kv_checksum_failures_total")
                 self.faults.set(f"corrupt 1 {profile}")
                 answer = self.ask(**fields)
-                self.assert_ends(answer, 20, expected, statuses={502})
+                self.assert_ends(answer, 20, statuses={502})
                 self.assertEqual(self.decode.metric("zeroc_kv_checksum_failures_total"), before + 1)
                 self.assert_settled()
+                n = self.retried_behind()[-1] if answer.done else len(answer.tokens)
+                self.assert_right(answer, n, expected, profile)
                 self.assert_serves(expected, **fields)
 
     def test_a_connection_cut_in_the_transfer(self):
