@@ -8,6 +8,7 @@
 #include <string>
 #include <utility>
 
+#include "libzeroc/base/check.h"
 #include "libzeroc/checkpoint/tensor_names.h"
 #include "libzeroc/compression/canonical.h"
 #include "libzeroc/engine/calibration_log.h"
@@ -19,7 +20,8 @@ namespace {
 constexpr int kChunk = 512;  // tokens per forward step
 constexpr std::int64_t kBaseFileBytesMax = std::int64_t{4} << 30;
 // Where the uncompressed model's logits are kept while a calibration runs, behind partial_path.
-constexpr const char* kBaseFiles[] = {".probe", ".decode"};
+constexpr const char* kProbeBase = ".probe";
+constexpr const char* kDecodeBase = ".decode";
 
 class MomentObserver : public ForwardObserver {
  public:
@@ -322,7 +324,7 @@ Status Calibrator::MakeLadder() {
   const LadderProbe::Models models{plain_.get(), folded_.get(), maps_};
   WindowedText text = ProbeText(texts_, options_.score.context, options_.probe_windows);
   ScoreOptions score = options_.score;
-  score = ScoreOf(std::move(score), text.begins, kBaseFiles[0]);
+  score = ScoreOf(std::move(score), text.begins, kProbeBase);
   probe_ = std::make_unique<LadderProbe>(models, std::move(text), bos_id_, std::move(score), "probe", *log_);
   if (options_.ladder.mass) {
     ZEROC_ASSIGN_OR_RETURN(masses_, MassTable::Gather(*plain_, probe_->text(), bos_id_, options_.score.context, {}));
@@ -358,7 +360,7 @@ Status Calibrator::MeasureRecall() {
 // Fills in what each profile costs, decode-scored on the held-out text.
 Status Calibrator::Measure(std::span<Profile> profiles, const ProgressFn& progress) {
   const auto n_heldout = static_cast<std::int64_t>(heldout_.tokens.size());
-  const ScoreOptions score_options = ScoreOf(options_.score, SpreadWindows(n_heldout, options_.score), kBaseFiles[1]);
+  const ScoreOptions score_options = ScoreOf(options_.score, SpreadWindows(n_heldout, options_.score), kDecodeBase);
   ZEROC_ASSIGN_OR_RETURN(const auto formats, FormatsOf(*folded_, *maps_, profiles));
   std::vector<ScoredMethod> methods;
   std::vector<std::size_t> missing;
@@ -433,6 +435,7 @@ void RemovePartial(const std::string& partial_path) {
   std::error_code ignored;
   // What a killed calibration was writing has that process's number in its name.
   const std::filesystem::path log = std::filesystem::absolute(partial_path, ignored);
+  ZEROC_CHECK(log.has_filename(), partial_path);
   const std::string beside = log.filename().string() + ".";
   std::vector<std::filesystem::path> paths{log};
   for (const auto& entry : std::filesystem::directory_iterator(log.parent_path(), ignored)) {
