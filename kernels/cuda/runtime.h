@@ -27,6 +27,9 @@ void Free(void* memory);
 // Page-locked host memory that a stream copies from and to without a second copy.
 void* AllocatePinned(std::size_t bytes);
 void FreePinned(void* memory);
+// The same for memory that is there already, until UnpinHost. False where the system refuses.
+bool PinHost(void* memory, std::size_t bytes);
+void UnpinHost(void* memory);
 
 // Enqueued on the stream. From and to pageable memory they return when the copy is done. On the device the two ranges
 // may not overlap. False with the runtime's message in the next Synchronize.

@@ -69,6 +69,14 @@ void* AllocatePinned(std::size_t bytes) {
 
 void FreePinned(void* memory) { Note(cudaFreeHost(memory)); }
 
+bool PinHost(void* memory, std::size_t bytes) {
+  if (cudaHostRegister(memory, bytes, cudaHostRegisterDefault) == cudaSuccess) return true;
+  cudaGetLastError();
+  return false;
+}
+
+void UnpinHost(void* memory) { Note(cudaHostUnregister(memory)); }
+
 bool CopyToDevice(void* device, const void* host, std::size_t bytes, Stream stream) {
   return Note(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, static_cast<cudaStream_t>(stream)));
 }

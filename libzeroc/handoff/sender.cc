@@ -70,13 +70,21 @@ Result<SenderActions> Sender::OnBlocksReady(const SequenceKv& kv, const FinalBlo
     ZEROC_RETURN_IF_ERROR(remote_.CheckSameShape(local));
     local_ = std::move(local);
   }
-  AddBlocks(kv, local_->layer(blocks.layer), blocks);
+  ZEROC_RETURN_IF_ERROR(AddBlocks(kv, local_->layer(blocks.layer), blocks));
   if (phase_ == Phase::kStreaming) PostBlocks(now_ns, &out);
   Advance(now_ns, &out);
   return out;
 }
 
-void Sender::AddBlocks(const SequenceKv& kv, const BlockTable::Layer& local, const FinalBlocks& blocks) {
+Status Sender::AddBlocks(const SequenceKv& kv, const BlockTable::Layer& local, const FinalBlocks& blocks) {
+  std::vector<std::uint32_t> idxs;
+  std::vector<BlockSpan> ready;
+  const auto add = [&](std::uint32_t block_idx, BlockRef ref) {
+    ZEROC_CHECK(!block_seen_[block_idx], block_idx);
+    block_seen_[block_idx] = true;
+    idxs.push_back(block_idx);
+    ready.push_back({ref, remote_extents_[block_idx].bytes});
+  };
   const auto n_packed = static_cast<std::uint32_t>(local.blocks.n_packed());
   const bool has_sink = local.blocks.sink.valid();
   // Of what the engine counts from the prompt's first block on, the present ones are not in the list.
@@ -84,24 +92,21 @@ void Sender::AddBlocks(const SequenceKv& kv, const BlockTable::Layer& local, con
   const int skipped_exact = remote_.n_present() - skipped_packed;
   for (const BlockRange& range : blocks.packed) {
     for (int b = std::max(range.begin - skipped_packed, 0); b < range.end - skipped_packed; ++b) {
-      AddBlock(local.first_block + static_cast<std::uint32_t>(b), kv,
-               local.blocks.packed_ref(static_cast<std::size_t>(b)));
+      add(local.first_block + static_cast<std::uint32_t>(b), local.blocks.packed_ref(static_cast<std::size_t>(b)));
     }
   }
-  if (blocks.sink && has_sink) AddBlock(local.first_block + n_packed, kv, local.blocks.sink);
+  if (blocks.sink && has_sink) add(local.first_block + n_packed, local.blocks.sink);
   const std::uint32_t first_exact = local.first_block + n_packed + (has_sink ? 1 : 0);
   for (int b = std::max(blocks.exact_begin - skipped_exact, 0); b < blocks.exact_end - skipped_exact; ++b) {
-    AddBlock(first_exact + static_cast<std::uint32_t>(b), kv, local.blocks.exact.at(static_cast<std::size_t>(b)));
+    add(first_exact + static_cast<std::uint32_t>(b), local.blocks.exact.at(static_cast<std::size_t>(b)));
   }
-}
-
-void Sender::AddBlock(std::uint32_t block_idx, const SequenceKv& kv, BlockRef ref) {
-  ZEROC_CHECK(!block_seen_[block_idx], block_idx);
-  block_seen_[block_idx] = true;
-  const BlockExtent& to = remote_extents_[block_idx];
-  const std::span<const std::byte> local(kv.pool().Data(ref), to.bytes);
-  checksums_.push_back({block_idx, Checksum64(local)});
-  unposted_.push_back({local, to.offset});
+  ZEROC_RETURN_IF_ERROR(kv.pool().ToWire(ready));
+  for (std::size_t i = 0; i < ready.size(); ++i) {
+    const std::span<const std::byte> local_bytes(kv.pool().WireData(ready[i].ref), ready[i].bytes);
+    checksums_.push_back({idxs[i], Checksum64(local_bytes)});
+    unposted_.push_back({local_bytes, remote_extents_[idxs[i]].offset});
+  }
+  return OkStatus();
 }
 
 // Neighbours on both sides travel as one write.

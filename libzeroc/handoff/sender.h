@@ -110,7 +110,8 @@ class Sender {
   SenderActions OnPeerUp(Delivery delivery, std::int64_t now_ns);
 
   // The bytes stay valid and unchanged until LocalDone. kFailedPrecondition (nothing changed) when the local blocks
-  // have another shape than the lease. Computes the blocks' checksums.
+  // have another shape than the lease; kInternal when a device does not give its blocks. Takes the blocks to the pool's
+  // wire side, which the writes name, and computes their checksums.
   Result<SenderActions> OnBlocksReady(const SequenceKv& kv, const FinalBlocks& blocks, std::int64_t now_ns);
   // Rank 0 only: the commit waits for it.
   SenderActions OnFirstToken(FirstToken token, std::int64_t now_ns);
@@ -142,13 +143,12 @@ class Sender {
  private:
   enum class Phase : std::uint8_t { kConnecting, kAttaching, kStreaming, kFlushing, kCommitting, kStopping };
   struct Block {
-    std::span<const std::byte> local;
+    std::span<const std::byte> local;  // on the wire side
     std::uint64_t remote_offset = 0;
   };
 
   Status BindLocal(const SequenceKv& kv);
-  void AddBlocks(const SequenceKv& kv, const BlockTable::Layer& local, const FinalBlocks& blocks);
-  void AddBlock(std::uint32_t block_idx, const SequenceKv& kv, BlockRef ref);
+  Status AddBlocks(const SequenceKv& kv, const BlockTable::Layer& local, const FinalBlocks& blocks);
   void PostBlocks(std::int64_t now_ns, SenderActions* out);
   void Advance(std::int64_t now_ns, SenderActions* out);
   void Send(const Message& message, std::int64_t now_ns, SenderActions* out);

@@ -4,11 +4,15 @@
 
 #include "libzeroc/comm/checksum.h"
 #include "libzeroc/handoff/test_support.h"
+#include "libzeroc/kv/owned_pool.h"
 
 namespace zeroc {
 namespace {
 
 using handoff_test::Arena;
+using handoff_test::FakeDevice;
+using handoff_test::FillBlock;
+using handoff_test::HoldsBlock;
 using handoff_test::kLayers;
 using handoff_test::kModel;
 using handoff_test::kPlan;
@@ -113,6 +117,52 @@ TEST_F(SenderTest, NeighboursTravelTogetherAndEveryBlockOnce) {
                            prefill_.arena.span().begin() + static_cast<std::ptrdiff_t>(from[i].offset)))
         << "block " << i;
   }
+}
+
+TEST_F(SenderTest, BlocksOfADeviceTravelFromTheWireSide) {
+  FakeDevice device;
+  const Arena wire(4 << 20);
+  {
+    const auto owned = OwnedPool::Over(wire.span(), 256 << 10, device).value();
+    EXPECT_EQ(device.n_pinned, 1);
+    const auto kv = SequenceKv::Create(owned->pool(), MakeFormat(4), kTokens, 512).value();
+    const BlockTable local = BlockTable::Of(*kv, kTokens, kModel, kPlan);
+    const std::vector<BlockExtent> extents = local.Extents();
+    for (std::size_t i = 0; i < extents.size(); ++i) {
+      FillBlock(7, i, {owned->pool().Data(BlockRef::At(extents[i].offset)), extents[i].bytes});
+    }
+    sender_.OnPeerUp(Delivery::kActiveMessage, now_);
+    AckAttach();
+    std::vector<std::byte> arrived(decode_.arena.span().size());
+    for (int layer = 0; layer < kLayers; ++layer) {
+      const auto& blocks = remote_.layer(layer).blocks;
+      const FinalBlocks final{
+          layer, {{0, static_cast<int>(blocks.n_packed())}}, true, 0, static_cast<int>(blocks.exact.size())};
+      const SenderActions actions = sender_.OnBlocksReady(*kv, final, now_).value();
+      for (const SenderAction& action : actions) {
+        const auto& write = std::get<PostWrite>(action);
+        EXPECT_TRUE(write.local.data() >= wire.span().data() &&
+                    write.local.data() + write.local.size() <= wire.span().data() + wire.span().size());
+        std::copy(write.local.begin(), write.local.end(),
+                  arrived.begin() + static_cast<std::ptrdiff_t>(write.remote_offset));
+      }
+    }
+    EXPECT_LT(device.n_copies, extents.size() / 2);  // neighbours in one
+    const std::vector<BlockExtent> to = remote_.Extents();
+    for (std::size_t i = 0; i < to.size(); ++i) {
+      EXPECT_TRUE(HoldsBlock(7, i, std::span(arrived).subspan(to[i].offset, to[i].bytes))) << "block " << i;
+    }
+  }
+  EXPECT_EQ(device.n_pinned, 0);
+}
+
+TEST_F(SenderTest, ALostDeviceIsAnErrorOfTheTransfer) {
+  FakeDevice device;
+  const Arena wire(4 << 20);
+  const auto owned = OwnedPool::Over(wire.span(), 256 << 10, device).value();
+  const auto kv = SequenceKv::Create(owned->pool(), MakeFormat(4), kTokens, 512).value();
+  device.is_lost = true;
+  EXPECT_EQ(sender_.OnBlocksReady(*kv, {0, {{0, 1}}, false, 0, 0}, now_).status().code(), StatusCode::kInternal);
 }
 
 TEST_F(SenderTest, PresentBlocksAreNeitherSentNorCommitted) {

@@ -13,6 +13,7 @@
 #include "libzeroc/compression/profile.h"
 #include "libzeroc/handoff/block_table.h"
 #include "libzeroc/kv/block_pool.h"
+#include "libzeroc/kv/kv_memory.h"
 #include "libzeroc/kv/sequence_kv.h"
 
 namespace zeroc::handoff_test {
@@ -47,6 +48,36 @@ class Arena {
  private:
   std::byte* data_;
   std::size_t bytes_;
+};
+
+// A device as pools see one: its memory is reached by copies alone, and is no host's.
+class FakeDevice final : public KvMemory {
+ public:
+  bool is_host() const override { return false; }
+  Result<std::span<std::byte>> Allocate(std::size_t bytes) override {
+    return std::span(static_cast<std::byte*>(std::aligned_alloc(64, bytes)), bytes);
+  }
+  void Free(std::span<std::byte> arena) override { std::free(arena.data()); }
+  Status Copy(std::span<const KvCopy> copies) override { return Run(copies); }
+  Status Read(std::span<const KvCopy> copies) override { return Run(copies); }
+  Status Write(std::span<const KvCopy> copies) override { return Run(copies); }
+  Status Pin(std::span<std::byte>) override {
+    ++n_pinned;
+    return OkStatus();
+  }
+  void Unpin(std::span<std::byte>) override { --n_pinned; }
+
+  bool is_lost = false;
+  int n_pinned = 0;
+  std::size_t n_copies = 0;
+
+ private:
+  Status Run(std::span<const KvCopy> copies) {
+    if (is_lost) return Internal("the device is lost");
+    for (const KvCopy& copy : copies) std::memcpy(copy.to, copy.from, copy.bytes);
+    n_copies += copies.size();
+    return OkStatus();
+  }
 };
 
 // The bytes of block block_idx of prompt `seed`; every one of them depends on both.

@@ -1,5 +1,6 @@
 #include "libzeroc/kv/block_pool.h"
 
+#include <algorithm>
 #include <string>
 
 #include "libzeroc/base/check.h"
@@ -13,7 +14,7 @@ constexpr std::size_t kSlabAlignment = 64;  // cache lines, for the blocks whose
 }  // namespace
 
 Result<std::unique_ptr<BlockPool>> BlockPool::Create(std::span<std::byte> arena, std::size_t slab_bytes,
-                                                     KvMemory& memory) {
+                                                     KvMemory& memory, std::span<std::byte> wire) {
   if (slab_bytes == 0 || slab_bytes % kSlabAlignment != 0) {
     return InvalidArgument("block pool: slab of " + std::to_string(slab_bytes) + " bytes is not a multiple of 64");
   }
@@ -27,11 +28,13 @@ Result<std::unique_ptr<BlockPool>> BlockPool::Create(std::span<std::byte> arena,
   if (arena.size() / kUnitBytes >= BlockRef::kNone) {
     return InvalidArgument("block pool: an arena of " + std::to_string(arena.size()) + " bytes is over 64 GiB");
   }
-  return std::unique_ptr<BlockPool>(new BlockPool(arena, slab_bytes, memory));
+  if (memory.is_host()) wire = arena;
+  ZEROC_CHECK(wire.empty() || wire.size() == arena.size(), wire.size(), arena.size());
+  return std::unique_ptr<BlockPool>(new BlockPool(arena, slab_bytes, memory, wire));
 }
 
-BlockPool::BlockPool(std::span<std::byte> arena, std::size_t slab_bytes, KvMemory& memory)
-    : arena_(arena), memory_(memory), slab_bytes_(slab_bytes), slabs_(arena.size() / slab_bytes) {
+BlockPool::BlockPool(std::span<std::byte> arena, std::size_t slab_bytes, KvMemory& memory, std::span<std::byte> wire)
+    : arena_(arena), wire_(wire), memory_(memory), slab_bytes_(slab_bytes), slabs_(arena.size() / slab_bytes) {
   for (std::size_t i = 0; i < slabs_.size(); ++i) free_slabs_.insert(free_slabs_.end(), i);
 }
 
@@ -182,6 +185,35 @@ BlockPool::Usage BlockPool::usage() const {
   usage.n_blocks_used = n_blocks_used_;
   usage.n_blocks_kept = n_blocks_kept_;
   return usage;
+}
+
+namespace {
+
+// Neighbours in one piece.
+std::vector<KvCopy> Copies(std::span<std::byte> to, std::span<std::byte> from, std::span<const BlockSpan> blocks) {
+  std::vector<KvCopy> copies;
+  std::uint64_t end = 0;  // of the last piece
+  for (const BlockSpan& block : blocks) {
+    const std::uint64_t begin = block.ref.offset();
+    ZEROC_CHECK(begin + block.bytes <= std::min(to.size(), from.size()), begin, block.bytes, to.size(), from.size());
+    if (!copies.empty() && begin == end) {
+      copies.back().bytes += block.bytes;
+    } else {
+      copies.push_back({to.data() + begin, from.data() + begin, block.bytes});
+    }
+    end = begin + block.bytes;
+  }
+  return copies;
+}
+
+}  // namespace
+
+Status BlockPool::ToWire(std::span<const BlockSpan> blocks) const {
+  return wire_.data() == arena_.data() ? OkStatus() : memory_.Read(Copies(wire_, arena_, blocks));
+}
+
+Status BlockPool::FromWire(std::span<const BlockSpan> blocks) const {
+  return wire_.data() == arena_.data() ? OkStatus() : memory_.Write(Copies(arena_, wire_, blocks));
 }
 
 }  // namespace zeroc

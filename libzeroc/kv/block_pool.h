@@ -10,6 +10,11 @@
 //
 // Not thread-safe: the engine's step loop owns it. The arena outlives the pool. Blocks are 16-byte aligned, and
 // 64-byte aligned where their size is a multiple of 64. The pool never looks into the arena, which may lie on a device.
+//
+// Transports and checksums reach this machine's memory only. A pool on a device therefore may have a *wire side*: host
+// memory where every block has the same offset as in the arena. Blocks are taken there when they are to be sent
+// (ToWire), and up from there when they have come (FromWire); else either side keeps what it held. A pool in host
+// memory is its own wire side, and nothing is copied.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +38,13 @@ struct BlockRef {
 
   bool valid() const { return unit != kNone; }
   std::uint64_t offset() const { return std::uint64_t{unit} * kUnitBytes; }
+  static BlockRef At(std::uint64_t offset) { return {static_cast<std::uint32_t>(offset / kUnitBytes)}; }
   friend bool operator==(const BlockRef&, const BlockRef&) = default;
+};
+
+struct BlockSpan {
+  BlockRef ref;
+  std::size_t bytes = 0;
 };
 
 // Gives kept blocks up when the pool runs short. Called from Allocate; must not allocate.
@@ -57,9 +68,9 @@ class BlockPool {
   };
 
   // kInvalidArgument if the arena holds not one slab, is misaligned (64 bytes) or too large for BlockRef (64 GiB).
-  // `memory` is where it lies.
+  // `memory` is where it lies. wire: its wire side, of the same size, or none (in host memory: none).
   static Result<std::unique_ptr<BlockPool>> Create(std::span<std::byte> arena, std::size_t slab_bytes,
-                                                   KvMemory& memory = HostKvMemory());
+                                                   KvMemory& memory = HostKvMemory(), std::span<std::byte> wire = {});
 
   // Appends n blocks of block_bytes (a multiple of 16, at most slab_bytes) to *out, all or none, each with one user.
   // kResourceExhausted when they do not fit even without the kept blocks; kInvalidArgument for a bad size.
@@ -82,6 +93,13 @@ class BlockPool {
   // An address in memory(): for its owner's kernels, and for its copies.
   std::byte* Data(BlockRef ref) const { return arena_.data() + ref.offset(); }
   KvMemory& memory() const { return memory_; }
+
+  // Where this machine's processors find the block's bytes: Data in host memory, else on the wire side, which there
+  // must be. Fail with the device only (kInternal).
+  std::byte* WireData(BlockRef ref) const { return wire_.data() + ref.offset(); }
+  Status ToWire(std::span<const BlockSpan> blocks) const;
+  Status FromWire(std::span<const BlockSpan> blocks) const;
+
   std::size_t slab_bytes() const { return slab_bytes_; }
   Usage usage() const;
 
@@ -100,13 +118,13 @@ class BlockPool {
     std::size_t slab_idx = 0, i = 0;
   };
 
-  BlockPool(std::span<std::byte> arena, std::size_t slab_bytes, KvMemory& memory);
+  BlockPool(std::span<std::byte> arena, std::size_t slab_bytes, KvMemory& memory, std::span<std::byte> wire);
   bool TakeFromSlab(std::size_t slab_idx, std::size_t* n_wanted, std::vector<BlockRef>* out);
   std::size_t CountFree(std::size_t block_bytes) const;
   Place Find(BlockRef ref) const;  // of a block that is held; checked
   void FreeIfUnheld(const Place& place);
 
-  std::span<std::byte> arena_;
+  std::span<std::byte> arena_, wire_;
   KvMemory& memory_;
   std::size_t slab_bytes_;
   std::vector<Slab> slabs_;

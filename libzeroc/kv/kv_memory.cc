@@ -10,6 +10,8 @@ namespace {
 
 class HostMemory final : public KvMemory {
  public:
+  bool is_host() const override { return true; }
+
   Result<std::span<std::byte>> Allocate(std::size_t bytes) override {
     void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) {
@@ -19,12 +21,15 @@ class HostMemory final : public KvMemory {
   }
   void Free(std::span<std::byte> arena) override { munmap(arena.data(), arena.size()); }
 
-  Status Copy(std::byte* to, const std::byte* from, std::size_t bytes) override {
-    std::memcpy(to, from, bytes);
+  Status Copy(std::span<const KvCopy> copies) override {
+    for (const KvCopy& copy : copies) std::memcpy(copy.to, copy.from, copy.bytes);
     return OkStatus();
   }
-  Status Read(std::byte* host, const std::byte* from, std::size_t bytes) override { return Copy(host, from, bytes); }
-  Status Write(std::byte* to, const std::byte* host, std::size_t bytes) override { return Copy(to, host, bytes); }
+  Status Read(std::span<const KvCopy> copies) override { return Copy(copies); }
+  Status Write(std::span<const KvCopy> copies) override { return Copy(copies); }
+
+  Status Pin(std::span<std::byte>) override { return OkStatus(); }
+  void Unpin(std::span<std::byte>) override {}
 };
 
 }  // namespace

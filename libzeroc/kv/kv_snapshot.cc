@@ -2,30 +2,28 @@
 
 #include <new>
 #include <string>
+#include <vector>
 
 #include "libzeroc/base/check.h"
 
 namespace zeroc {
 namespace {
 
-// Calls visit(block, bytes) for every block that holds tokens, in the same order for equal lengths, until one fails.
+// Calls visit(block, bytes) for every block that holds tokens, in the same order for equal lengths.
 template <typename Visit>
-Status ForEachLiveBlock(const SequenceKv& kv, int n_tokens, Visit visit) {
+void ForEachLiveBlock(const SequenceKv& kv, int n_tokens, Visit visit) {
   const KvFormat& format = kv.format();
   for (int layer = 0; layer < format.n_layers; ++layer) {
     const LayerBlocks blocks = kv.BlocksAt(layer, n_tokens);
     for (const TierBlocks& tier : blocks.packed) {
-      for (const BlockRef ref : tier.refs)
-        ZEROC_RETURN_IF_ERROR(visit(kv.pool().Data(ref), std::size_t{tier.block_bytes}));
+      for (const BlockRef ref : tier.refs) visit(kv.pool().Data(ref), std::size_t{tier.block_bytes});
     }
     for (const BlockRef ref : blocks.exact) {
-      ZEROC_RETURN_IF_ERROR(visit(kv.pool().Data(ref), static_cast<std::size_t>(format.exact.block_bytes)));
+      visit(kv.pool().Data(ref), static_cast<std::size_t>(format.exact.block_bytes));
     }
     if (!blocks.sink.valid() || format.sink_tokens == 0) continue;
-    const auto sink_bytes = static_cast<std::size_t>(format.sink.block_bytes);
-    ZEROC_RETURN_IF_ERROR(visit(kv.pool().Data(blocks.sink), sink_bytes));
+    visit(kv.pool().Data(blocks.sink), static_cast<std::size_t>(format.sink.block_bytes));
   }
-  return OkStatus();
 }
 
 }  // namespace
@@ -40,13 +38,13 @@ Result<KvSnapshot> KvSnapshot::Take(const SequenceKv& kv) {
     return ResourceExhausted("no memory for a copy of " + std::to_string(snapshot.bytes_) + " KV bytes");
   }
   std::uint64_t at = 0;
-  ZEROC_RETURN_IF_ERROR(ForEachLiveBlock(kv, kv.n_tokens(), [&](const std::byte* block, std::size_t bytes) {
-    ZEROC_CHECK(at + bytes <= snapshot.bytes_, at, bytes, snapshot.bytes_);
-    const Status read = kv.pool().memory().Read(snapshot.data_.get() + at, block, bytes);
+  std::vector<KvCopy> copies;
+  ForEachLiveBlock(kv, kv.n_tokens(), [&](const std::byte* block, std::size_t bytes) {
+    copies.push_back({snapshot.data_.get() + at, block, bytes});
     at += bytes;
-    return read;
-  }));
+  });
   ZEROC_CHECK(at == snapshot.bytes_, at, snapshot.bytes_);
+  ZEROC_RETURN_IF_ERROR(kv.pool().memory().Read(copies));
   return snapshot;
 }
 
@@ -54,11 +52,12 @@ Status KvSnapshot::Restore(SequenceKv& kv) const {
   kv.AdoptPrompt(n_tokens_);
   ZEROC_CHECK(kv.HeldBytes() == bytes_, kv.HeldBytes(), bytes_);
   std::uint64_t at = 0;
-  return ForEachLiveBlock(kv, n_tokens_, [&](std::byte* block, std::size_t bytes) {
-    const Status written = kv.pool().memory().Write(block, data_.get() + at, bytes);
+  std::vector<KvCopy> copies;
+  ForEachLiveBlock(kv, n_tokens_, [&](std::byte* block, std::size_t bytes) {
+    copies.push_back({block, data_.get() + at, bytes});
     at += bytes;
-    return written;
   });
+  return kv.pool().memory().Write(copies);
 }
 
 }  // namespace zeroc

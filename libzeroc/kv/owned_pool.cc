@@ -36,8 +36,22 @@ Result<std::unique_ptr<OwnedPool>> OwnedPool::Create(const KvFormat& format, int
   return owned;
 }
 
+Result<std::unique_ptr<OwnedPool>> OwnedPool::Over(std::span<std::byte> wire, std::size_t slab_bytes,
+                                                   KvMemory& memory) {
+  std::unique_ptr<OwnedPool> owned(new OwnedPool(memory));
+  if (!memory.is_host()) {
+    ZEROC_ASSIGN_OR_RETURN(owned->arena_, memory.Allocate(wire.size()));
+    ZEROC_RETURN_IF_ERROR(memory.Pin(wire));
+    owned->pinned_ = wire;
+  }
+  ZEROC_ASSIGN_OR_RETURN(owned->pool_,
+                         BlockPool::Create(memory.is_host() ? wire : owned->arena_, slab_bytes, memory, wire));
+  return owned;
+}
+
 OwnedPool::~OwnedPool() {
   pool_.reset();
+  if (!pinned_.empty()) memory_.Unpin(pinned_);
   if (!arena_.empty()) memory_.Free(arena_);
 }
 

@@ -236,20 +236,20 @@ void PrefixCache::KeepLasting(const SequenceKv& kv, std::span<const std::int32_t
 
 bool PrefixCache::CopyState(const SequenceKv& kv, int n_tokens, Entry* entry) {
   const KvFormat& format = kv.format();
-  // Copies of `from`, kept, appended to *to.
+  std::vector<KvCopy> copies;
+  // Blocks for copies of `from`, kept, appended to *to.
   const auto copy = [&](const std::vector<BlockRef>& from, std::size_t block_bytes, std::vector<BlockRef>* to) {
     std::vector<BlockRef> refs;
     if (!pool_.Allocate(block_bytes, from.size(), &refs).ok()) return false;
-    bool copied = true;
     for (std::size_t i = 0; i < from.size(); ++i) {
-      copied = copied && pool_.memory().Copy(pool_.Data(refs[i]), pool_.Data(from[i]), block_bytes).ok();
+      copies.push_back({pool_.Data(refs[i]), pool_.Data(from[i]), block_bytes});
       pool_.Keep(refs[i]);
       pool_.Release(refs[i]);
       to->push_back(refs[i]);
       entry->probe = refs[i];
     }
     entry->bytes += from.size() * block_bytes;
-    return copied;
+    return true;
   };
   for (int l = 0; l < format.n_layers; ++l) {
     const LayerBlocks from = kv.BlocksAt(l, n_tokens);
@@ -265,7 +265,7 @@ bool PrefixCache::CopyState(const SequenceKv& kv, int n_tokens, Entry* entry) {
     pool_.Keep(to.sink);
     entry->bytes += static_cast<std::uint64_t>(format.sink.block_bytes);
   }
-  return true;
+  return pool_.memory().Copy(copies).ok();
 }
 
 bool PrefixCache::KeepState(const SequenceKv& kv, std::span<const std::int32_t> tokens, int n_tokens) {

@@ -219,23 +219,22 @@ Status SequenceKv::TakeBlocks(const KvBeginning* beginning) {
 // The blocks that steps to come will overwrite, as copies.
 Status SequenceKv::CopyState(const KvBeginning& beginning) {
   const int n_tokens = beginning.n_tokens;
+  std::vector<KvCopy> copies;
+  const auto copy = [&](std::span<const BlockRef> sources, std::span<const BlockRef> targets, std::size_t bytes) {
+    ZEROC_CHECK(sources.size() == targets.size(), sources.size(), targets.size());
+    for (std::size_t i = 0; i < sources.size(); ++i) {
+      copies.push_back({pool_.Data(targets[i]), pool_.Data(sources[i]), bytes});
+    }
+  };
   for (std::size_t l = 0; l < layers_.size(); ++l) {
     const LayerBlocks& from = beginning.layers[l];
     const LayerBlocks to = BlocksAt(static_cast<int>(l), n_tokens);
-    const auto copy = [this](std::span<const BlockRef> sources, std::span<const BlockRef> targets, std::size_t bytes) {
-      ZEROC_CHECK(sources.size() == targets.size(), sources.size(), targets.size());
-      Status status;
-      for (std::size_t i = 0; i < sources.size() && status.ok(); ++i) {
-        status = pool_.memory().Copy(pool_.Data(targets[i]), pool_.Data(sources[i]), bytes);
-      }
-      return status;
-    };
     for (std::size_t i = 1; i < to.packed.size(); ++i) {
-      ZEROC_RETURN_IF_ERROR(copy(from.packed[i].refs, to.packed[i].refs, to.packed[i].block_bytes));
+      copy(from.packed[i].refs, to.packed[i].refs, to.packed[i].block_bytes);
     }
-    if (!format_->packs) continue;
-    ZEROC_RETURN_IF_ERROR(copy(from.exact, to.exact, static_cast<std::size_t>(format_->exact.block_bytes)));
+    if (format_->packs) copy(from.exact, to.exact, static_cast<std::size_t>(format_->exact.block_bytes));
   }
+  ZEROC_RETURN_IF_ERROR(pool_.memory().Copy(copies));
   SetSpans(n_tokens);
   last_step_begin_ = n_tokens;
   return OkStatus();

@@ -45,7 +45,8 @@ Status DecodeCore::Open(const TransportFactory& transport) {
   if (!arena.ok())
     return arena.status().WithContext("KV memory of " + std::to_string(options_.kv_bytes >> 20) + " MiB");
   arena_ = *arena;
-  ZEROC_ASSIGN_OR_RETURN(pool_, BlockPool::Create(arena_, model_.SlabBytes()));
+  ZEROC_ASSIGN_OR_RETURN(owned_pool_, OwnedPool::Over(arena_, model_.SlabBytes(), model_.model().kv_memory()));
+  pool_ = &owned_pool_->pool();
   if (options_.prefix_cache_share > 0) {
     cache_ = std::make_unique<PrefixCache>(*pool_, model_.fingerprint(), model_.plan_id(),
                                            PrefixCache::Options{options_.prefix_cache_share});
@@ -69,6 +70,11 @@ Status DecodeCore::Open(const TransportFactory& transport) {
 DecodeCore::~DecodeCore() {
   timers_.reset();
   if (engine_thread_ != nullptr) engine_thread_->Stop();  // what the transport still posts is dropped
+  // The pool lets go of the transport's arena before that goes; sequences before the pool.
+  local_prefill_.reset();
+  engine_.reset();
+  cache_.reset();
+  owned_pool_.reset();
 }
 
 void DecodeCore::ScheduleTick() {

@@ -22,6 +22,7 @@
 #include "libzeroc/engine/engine_thread.h"
 #include "libzeroc/engine/prefill_engine.h"
 #include "libzeroc/handoff/lease_table.h"
+#include "libzeroc/kv/owned_pool.h"
 #include "services/common/metrics.h"
 #include "services/common/timer_thread.h"
 #include "services/worker/event_sink.h"
@@ -113,8 +114,9 @@ class DecodeCore final : private TransportListener {
   WorkerModel& model_;
   Metrics& metrics_;
 
-  std::span<std::byte> arena_;                    // the transport's
-  std::unique_ptr<BlockPool> pool_;               // engine thread
+  std::span<std::byte> arena_;                    // the transport's: the pool's wire side
+  std::unique_ptr<OwnedPool> owned_pool_;         // engine thread
+  BlockPool* pool_ = nullptr;                     // engine thread
   std::unique_ptr<PrefixCache> cache_;            // engine thread; perhaps none
   std::unique_ptr<DecodeEngine> engine_;          // engine thread
   std::unique_ptr<PrefillEngine> local_prefill_;  // engine thread; between decode steps, a chunk at a time

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "services/decode/decode_core.h"
 #include "services/decode/decode_request.h"
@@ -40,8 +41,14 @@ void DecodeCore::PublishUsage() {
 }
 
 void DecodeCore::Verify(const VerifyLease& verify) {
-  const Status status = VerifyBlocks(arena_, verify.blocks);
+  Status status = VerifyBlocks(arena_, verify.blocks);
   if (!status.ok()) metrics_.CountChecksumFailure();
+  if (status.ok()) {
+    std::vector<BlockSpan> came;
+    for (const ExpectedBlock& block : verify.blocks)
+      came.push_back({BlockRef::At(block.extent.offset), block.extent.bytes});
+    status = pool_->FromWire(came);
+  }
   LeaseActions actions;
   {
     MutexLock lock(mu_);

@@ -1,4 +1,5 @@
 // zeroc-decode: receives prompts' keys and values and generates.
+#include "libzeroc/model/cuda/cuda_transformer.h"
 #include "services/decode/decode_rpc.h"
 #include "services/worker/worker.h"
 
@@ -36,5 +37,6 @@ int main(int argc, char** argv) {
         ZEROC_ASSIGN_OR_RETURN(std::unique_ptr<DecodeCore> core,
                                DecodeCore::Create(core_options, parts.model, parts.metrics, parts.transport));
         return MakeDecodeService(std::move(core));
-      });
+      },
+      OpenCudaTransformer);
 }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "libzeroc/model/cuda/cuda_transformer.h"
 #include "services/common/registrations.h"
 #include "services/prefill/prefill_rpc.h"
 #include "services/worker/worker.h"
@@ -77,5 +78,6 @@ int main(int argc, char** argv) {
         ZEROC_ASSIGN_OR_RETURN(std::unique_ptr<PrefillCore> core,
                                PrefillCore::Create(core_options, parts.model, parts.metrics, parts.transport));
         return MakePrefillService(std::move(core));
-      });
+      },
+      OpenCudaTransformer);
 }

@@ -50,7 +50,9 @@ Status PrefillCore::Open(const TransportFactory& transport) {
   memory_bytes_ = options_.kv_bytes;
   memory_.reset(static_cast<std::byte*>(std::aligned_alloc(4096, memory_bytes_)));
   if (memory_ == nullptr) return ResourceExhausted("no " + std::to_string(memory_bytes_ >> 20) + " MiB of KV memory");
-  ZEROC_ASSIGN_OR_RETURN(pool_, BlockPool::Create({memory_.get(), memory_bytes_}, model_.SlabBytes()));
+  ZEROC_ASSIGN_OR_RETURN(
+      owned_pool_, OwnedPool::Over({memory_.get(), memory_bytes_}, model_.SlabBytes(), model_.model().kv_memory()));
+  pool_ = &owned_pool_->pool();
   ZEROC_ASSIGN_OR_RETURN(transport_, transport(*this));
   if (options_.prefix_cache_share > 0) {
     cache_ = std::make_unique<PrefixCache>(*pool_, model_.fingerprint(), model_.plan_id(),

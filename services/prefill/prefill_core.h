@@ -23,6 +23,7 @@
 #include "libzeroc/engine/engine_thread.h"
 #include "libzeroc/engine/prefill_engine.h"
 #include "libzeroc/handoff/sender.h"
+#include "libzeroc/kv/owned_pool.h"
 #include "services/common/metrics.h"
 #include "services/common/timer_thread.h"
 #include "services/prefill/prefill_group.h"
@@ -139,7 +140,8 @@ class PrefillCore final : private TransportListener {
   };
   std::unique_ptr<std::byte, Free> memory_;
   std::uint64_t memory_bytes_ = 0;
-  std::unique_ptr<BlockPool> pool_;        // engine thread
+  std::unique_ptr<OwnedPool> owned_pool_;  // engine thread; memory_ is its wire side
+  BlockPool* pool_ = nullptr;              // engine thread
   std::unique_ptr<PrefixCache> cache_;     // engine thread; perhaps none
   std::unique_ptr<PrefillEngine> engine_;  // engine thread
   std::deque<Share> shares_;               // engine thread

@@ -46,8 +46,10 @@ T Must(Result<T> result) {
 
 // Opened once: the two workers of every test, and the single process that they are held against.
 struct Models {
-  std::unique_ptr<WorkerModel> decode = Must(WorkerModel::Open(kModelDir, "", 1));
-  std::unique_ptr<WorkerModel> prefill = Must(WorkerModel::Open(kModelDir, "", 1));
+  explicit Models(const OpenDevice& prefill_device = nullptr, const OpenDevice& decode_device = nullptr)
+      : decode(Must(WorkerModel::Open(kModelDir, "", 1, decode_device))),
+        prefill(Must(WorkerModel::Open(kModelDir, "", 1, prefill_device))) {}
+  std::unique_ptr<WorkerModel> decode, prefill;
   std::unique_ptr<WorkerModel> alone = Must(WorkerModel::Open(kModelDir, "", 1));
 };
 inline Models& TheModels() {
@@ -75,15 +77,16 @@ class Cluster {
     decode.lease_expiry_ms = lease_expiry_ms;
     return decode;
   }
-  Cluster(WireKind wire, const DecodeCore::Options& decode) : wire_(wire) {
-    auto decode_core = Must(DecodeCore::Create(decode, *TheModels().decode, decode_metrics_, Factory(kDecodeName)));
+  Cluster(WireKind wire, const DecodeCore::Options& decode, Models& models = TheModels())
+      : wire_(wire), models_(models) {
+    auto decode_core = Must(DecodeCore::Create(decode, *models_.decode, decode_metrics_, Factory(kDecodeName)));
     decode_core_ = decode_core.get();
     decode_service_ = MakeDecodeService(std::move(decode_core));
     PrefillCore::Options prefill;
     prefill.kv_bytes = 96 << 20;
     prefill.chunk_tokens = 128;
     auto prefill_core =
-        Must(PrefillCore::Create(prefill, *TheModels().prefill, prefill_metrics_, Factory("prefill-under-test")));
+        Must(PrefillCore::Create(prefill, *models_.prefill, prefill_metrics_, Factory("prefill-under-test")));
     prefill_core_ = prefill_core.get();
     prefill_service_ = MakePrefillService(std::move(prefill_core));
     decode_server_ = Must(GrpcServer::Start("127.0.0.1:0", GrpcLimits(), {decode_service_->service()}));
@@ -111,8 +114,8 @@ class Cluster {
     request.set_n_prompt_tokens(static_cast<std::uint32_t>(n_tokens));
     request.set_max_tokens(static_cast<std::uint32_t>(max_tokens));
     request.set_profile(profile);
-    request.set_plan_id(TheModels().decode->plan_id());
-    request.set_model_fingerprint(TheModels().decode->fingerprint());
+    request.set_plan_id(models_.decode->plan_id());
+    request.set_model_fingerprint(models_.decode->fingerprint());
     return request;
   }
   grpc::Status Reserve(const v1::ReserveRequest& request, v1::ReserveResponse* response) {
@@ -255,6 +258,7 @@ class Cluster {
   }
 
   const WireKind wire_;
+  Models& models_;
   std::shared_ptr<LoopbackHub> hub_ = std::make_shared<LoopbackHub>();
   Metrics decode_metrics_{"test"};
   Metrics prefill_metrics_{"test"};

@@ -31,6 +31,8 @@ void AddWorkerOptions(OptionSet* set, WorkerOptions* o) {
   set->AddString(
       "plan", &o->plan,
       {"", "Plan file; empty takes zeroc.plan in the model's directory, or none: then only bf16 is served."});
+  set->AddString("backend", &o->backend,
+                 {"", "What computes: cpu, or cuda for a GPU (CUDA_VISIBLE_DEVICES says which)."});
   set->AddString("grpc_listen", &o->grpc_listen, {"host:port", "Where gRPC listens; port 0 takes a free one."});
   set->AddString("http_listen", &o->http_listen, {"host:port", "Where /metrics, /healthz and /readyz are served."});
   set->AddString("router", &o->router,
@@ -113,6 +115,9 @@ struct Addresses {
 
 Result<Addresses> CheckUsage(const WorkerOptions& options) {
   if (options.model.empty()) return InvalidArgument("--model is missing (a Hugging Face directory)");
+  if (options.backend != "cpu" && options.backend != "cuda") {
+    return InvalidArgument("--backend " + EscapeControls(options.backend) + ": cpu or cuda");
+  }
   Addresses addresses;
   ZEROC_ASSIGN_OR_RETURN(addresses.grpc, ParseHostPort(options.grpc_listen));
   ZEROC_RETURN_IF_ERROR(ParseHostPort(options.http_listen).status());
@@ -129,7 +134,7 @@ Result<Addresses> CheckUsage(const WorkerOptions& options) {
 }
 
 Status Serve(WorkerKind kind, WorkerOptions& options, const Addresses& addresses, const MakeService& make_service,
-             ShutdownSignal& signal) {
+             const OpenDevice& open_cuda, ShutdownSignal& signal) {
   if (options.name.empty()) {
     options.name = std::string(KindName(kind)) + "-" + HostName() + "-" +
                    (addresses.grpc.port != 0 ? std::to_string(addresses.grpc.port) : "pid" + std::to_string(getpid()));
@@ -137,7 +142,8 @@ Status Serve(WorkerKind kind, WorkerOptions& options, const Addresses& addresses
   ZEROC_ASSIGN_OR_RETURN(const Security security, LoadSecurity(options.security));
   LogInfo("security " + security.Describe());
   ZEROC_ASSIGN_OR_RETURN(const std::unique_ptr<WorkerModel> model,
-                         WorkerModel::Open(options.model, options.plan, static_cast<int>(options.threads)));
+                         WorkerModel::Open(options.model, options.plan, static_cast<int>(options.threads),
+                                           options.backend == "cuda" ? open_cuda : nullptr));
   LogInfo("model dir=" + options.model + " fingerprint=" + model->fingerprint() +
           " plan=" + (model->plan_path().empty() ? "none" : model->plan_path() + " plan_id=" + model->plan_id()) +
           " profiles=" + std::to_string(model->formats().size()));
@@ -209,7 +215,7 @@ Status Serve(WorkerKind kind, WorkerOptions& options, const Addresses& addresses
 
 int WorkerMain(int argc, char** argv, WorkerKind kind, WorkerOptions* options,
                const std::function<void(OptionSet*)>& add_options, const std::function<Status()>& check_usage,
-               const MakeService& make_service) {
+               const MakeService& make_service, const OpenDevice& open_cuda) {
   ShutdownSignal signal;
   const std::string program = std::string("zeroc-") + KindName(kind);
   OptionSet set(program, kind == WorkerKind::kPrefill
@@ -232,7 +238,7 @@ int WorkerMain(int argc, char** argv, WorkerKind kind, WorkerOptions* options,
   SetUpLogging(KindName(kind), *level);
   std::fprintf(stderr, "%s", set.Effective().c_str());
 
-  const Status status = Serve(kind, *options, *addresses, make_service, signal);
+  const Status status = Serve(kind, *options, *addresses, make_service, open_cuda, signal);
   if (!status.ok()) LogError(status.ToString());
   if (status.ok()) LogInfo("stopped");
   return status.ok() ? 0 : 1;

@@ -26,6 +26,7 @@ class WorkerLoad;
 struct WorkerOptions {
   std::string model;
   std::string plan;
+  std::string backend = "cpu";
   std::string grpc_listen = "127.0.0.1:0";
   std::string http_listen = "127.0.0.1:0";
   std::string router;
@@ -72,10 +73,10 @@ struct WorkerParts {
 using MakeService = std::function<Result<std::unique_ptr<WorkerService>>(const WorkerParts&)>;
 
 // main() of a worker: parses flags (add_options may add the kind's own, check_usage what ranges cannot say), opens
-// everything, serves until SIGTERM or SIGINT, drains. Exit code: 0, 1 for a failure, 2 for bad usage. Nothing is
-// announced before everything works.
+// everything (with --backend cuda the model by open_cuda), serves until SIGTERM or SIGINT, drains. Exit code: 0, 1 for
+// a failure, 2 for bad usage. Nothing is announced before everything works.
 int WorkerMain(int argc, char** argv, WorkerKind kind, WorkerOptions* options,
                const std::function<void(OptionSet*)>& add_options, const std::function<Status()>& check_usage,
-               const MakeService& make_service);
+               const MakeService& make_service, const OpenDevice& open_cuda);
 
 }  // namespace zeroc

@@ -16,7 +16,7 @@ constexpr char kWithoutPlan[] = "bf16";  // the one profile that needs no plan
 }  // namespace
 
 Result<std::unique_ptr<WorkerModel>> WorkerModel::Open(const std::string& dir, const std::string& plan_path,
-                                                       int threads) {
+                                                       int threads, const OpenDevice& device) {
   std::unique_ptr<WorkerModel> worker(new WorkerModel(threads));
   ZEROC_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint, Checkpoint::Open(dir));
   worker->checkpoint_ = std::move(checkpoint);
@@ -31,8 +31,12 @@ Result<std::unique_ptr<WorkerModel>> WorkerModel::Open(const std::string& dir, c
     worker->plan_id_ = plan->plan_id();
     worker->plan_path_ = path;
   }
-  ZEROC_ASSIGN_OR_RETURN(worker->model_,
-                         Transformer::Open(worker->checkpoint_, plan, kernels::CpuOps(), worker->threads_));
+  if (device) {
+    ZEROC_ASSIGN_OR_RETURN(worker->model_, device(worker->checkpoint_, plan));
+  } else {
+    ZEROC_ASSIGN_OR_RETURN(worker->model_,
+                           Transformer::Open(worker->checkpoint_, plan, kernels::CpuOps(), worker->threads_));
+  }
   std::vector<std::string> profiles;
   if (plan == nullptr) profiles.push_back(kWithoutPlan);
   if (plan != nullptr) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -15,11 +16,17 @@
 
 namespace zeroc {
 
+// Opens a model on a device (OpenCudaTransformer).
+using OpenDevice =
+    std::function<Result<std::unique_ptr<Transformer>>(std::shared_ptr<const Checkpoint>, std::shared_ptr<const Plan>)>;
+
 class WorkerModel {
  public:
   // plan_path empty: zeroc.plan in the directory if it is there; without a plan only the profile bf16 is served.
-  // threads 0: all processors of this process. Errors name the file and the field.
-  static Result<std::unique_ptr<WorkerModel>> Open(const std::string& dir, const std::string& plan_path, int threads);
+  // threads 0: all processors of this process. device: instead of the processors, perhaps none. Errors name the file
+  // and the field.
+  static Result<std::unique_ptr<WorkerModel>> Open(const std::string& dir, const std::string& plan_path, int threads,
+                                                   const OpenDevice& device = nullptr);
 
   Transformer& model() { return *model_; }
   const ModelConfig& config() const { return model_->config(); }

@@ -67,6 +67,8 @@ void Free(void* memory) {
 
 void* AllocatePinned(std::size_t bytes) { return Allocate(bytes); }
 void FreePinned(void* memory) { Free(memory); }
+bool PinHost(void*, std::size_t) { return true; }
+void UnpinHost(void*) {}
 
 bool CopyToDevice(void* device, const void* host, std::size_t bytes, Stream) {
   simt::EnqueueUpload(CopyOf(device, host, bytes));

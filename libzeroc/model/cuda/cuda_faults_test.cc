@@ -85,7 +85,8 @@ class LossyStep {
 
   std::vector<float> Run(const std::vector<std::int32_t>& ids, std::int64_t lost, PackWatcher* watcher) {
     const std::vector<std::byte> poison(arena_.size(), std::byte{0xff});
-    EXPECT_TRUE(model_.kv_memory().Write(arena_.data(), poison.data(), poison.size()).ok());
+    const KvCopy all{arena_.data(), poison.data(), poison.size()};
+    EXPECT_TRUE(model_.kv_memory().Write({&all, 1}).ok());
     kv_.reset();
     kv_ = NewSequence();
     EXPECT_TRUE(state_.Restore(*kv_).ok());

@@ -71,11 +71,8 @@ class PackWatcher : public ForwardObserver {
   };
   static std::vector<std::uint8_t> Read(const SequenceKv& kv, const std::uint8_t* block, int bytes) {
     std::vector<std::uint8_t> out(static_cast<std::size_t>(bytes));
-    EXPECT_TRUE(
-        kv.pool()
-            .memory()
-            .Read(reinterpret_cast<std::byte*>(out.data()), reinterpret_cast<const std::byte*>(block), out.size())
-            .ok());
+    const KvCopy copy{reinterpret_cast<std::byte*>(out.data()), reinterpret_cast<const std::byte*>(block), out.size()};
+    EXPECT_TRUE(kv.pool().memory().Read({&copy, 1}).ok());
     return out;
   }
   static bool IsWrong(const Pack& pack) {
@@ -181,10 +178,8 @@ inline std::vector<float> ExactRows(const SequenceKv& kv, int begin, int end) {
       const BlockRef ref =
           blocks.exact.at(static_cast<std::size_t>(pos / 64 - kv.format().PackedBlocksAt(kv.n_tokens())));
       if (pos == begin || pos % 64 == 0) {
-        EXPECT_TRUE(kv.pool()
-                        .memory()
-                        .Read(reinterpret_cast<std::byte*>(block.data()), kv.pool().Data(ref), block.size() * 2)
-                        .ok());
+        const KvCopy copy{reinterpret_cast<std::byte*>(block.data()), kv.pool().Data(ref), block.size() * 2};
+        EXPECT_TRUE(kv.pool().memory().Read({&copy, 1}).ok());
       }
       // kv_block.h: K in tiles [token group][coordinate tile] of lanes = tokens, V in tiles [coordinate tile][token
       // group] of lanes = coordinates.

@@ -65,19 +65,25 @@ Result<std::span<std::byte>> DeviceKvMemory::Allocate(std::size_t bytes) {
   return std::span(static_cast<std::byte*>(memory), bytes);
 }
 
-Status DeviceKvMemory::Copy(std::byte* to, const std::byte* from, std::size_t bytes) {
-  cuda::CopyOnDevice(to, from, bytes, stream_);
+Status DeviceKvMemory::Copy(std::span<const KvCopy> copies) {
+  for (const KvCopy& copy : copies) cuda::CopyOnDevice(copy.to, copy.from, copy.bytes, stream_);
   return WaitFor(stream_);
 }
 
-Status DeviceKvMemory::Read(std::byte* host, const std::byte* from, std::size_t bytes) {
-  cuda::CopyToHost(host, from, bytes, stream_);
+Status DeviceKvMemory::Read(std::span<const KvCopy> copies) {
+  for (const KvCopy& copy : copies) cuda::CopyToHost(copy.to, copy.from, copy.bytes, stream_);
   return WaitFor(stream_);
 }
 
-Status DeviceKvMemory::Write(std::byte* to, const std::byte* host, std::size_t bytes) {
-  cuda::CopyToDevice(to, host, bytes, stream_);
+Status DeviceKvMemory::Write(std::span<const KvCopy> copies) {
+  for (const KvCopy& copy : copies) cuda::CopyToDevice(copy.to, copy.from, copy.bytes, stream_);
   return WaitFor(stream_);
+}
+
+Status DeviceKvMemory::Pin(std::span<std::byte> host) {
+  if (cuda::PinHost(host.data(), host.size())) return OkStatus();
+  return ResourceExhausted(std::string(cuda::RuntimeName()) + ": the system page-locks no " +
+                           std::to_string(host.size()) + " bytes beside the KV memory on the device");
 }
 
 }  // namespace zeroc

@@ -105,16 +105,19 @@ class DeviceTables {
   DeviceBuffer device_;
 };
 
-// Arenas of KV blocks on the device. Copies wait for the stream, one by one: for what happens between steps.
+// Arenas of KV blocks on the device. Copies are enqueued behind the stream's work, and waited for together.
 class DeviceKvMemory final : public KvMemory {
  public:
   explicit DeviceKvMemory(kernels::cuda::Stream stream) : stream_(stream) {}
 
+  bool is_host() const override { return false; }
   Result<std::span<std::byte>> Allocate(std::size_t bytes) override;
   void Free(std::span<std::byte> arena) override { kernels::cuda::Free(arena.data()); }
-  Status Copy(std::byte* to, const std::byte* from, std::size_t bytes) override;
-  Status Read(std::byte* host, const std::byte* from, std::size_t bytes) override;
-  Status Write(std::byte* to, const std::byte* host, std::size_t bytes) override;
+  Status Copy(std::span<const KvCopy> copies) override;
+  Status Read(std::span<const KvCopy> copies) override;
+  Status Write(std::span<const KvCopy> copies) override;
+  Status Pin(std::span<std::byte> host) override;
+  void Unpin(std::span<std::byte> host) override { kernels::cuda::UnpinHost(host.data()); }
 
  private:
   kernels::cuda::Stream stream_;
