@@ -3,15 +3,18 @@
 packed and bf16, on this machine alone or over a link of stated bandwidth. Standard library only; --rates needs root.
 
     bench/sp.py [--model DIR].. [--tokens 8000] [--schemes allgather,ulysses] [--profiles q3,bf16] [--rounds 3]
-                [--rates none,10G,1G] [--json FILE]
+                [--rates none,10G,1G] [--one-rank-once] [--json FILE]
 
 Each rank is a process with one compute thread, pinned to a core of its own. One and two ranks take turns, prompt by
 prompt, in the same processes: the router that asks for two ranks is another one. A time is from the start of the
 prompt's computation to its first token; a ratio is the median of the rounds' ratios. At a rate router, decode and
 leader run in one network namespace, the follower in another, and everything goes over UCX's TCP; at `none`, over
 whatever UCX chooses on one host. The model's folder holds a plan with the profiles. Wants an otherwise idle machine.
-Beside each ratio stands the most that this machine allows: how much more two prefills do that share nothing but it, one
-on each core, than one alone on a core, measured between the rounds.
+Beside each ratio stands the most that this machine allows: how much sooner two prefills end that share nothing but it,
+one on each core, than one alone that does the work of both, measured between the rounds; and the same ratio in CPU
+seconds, one rank's over those of the busier of two: what the split itself costs, whatever else the machine does.
+--one-rank-once: a prompt on one rank sees no link and no scheme, so its times and the machine's most are taken in the
+first row of a profile, for all rows of that profile: for models that take minutes.
 Exit code 0; 1 when something failed; 2 for bad usage.
 """
 
@@ -118,6 +121,13 @@ class Group:
         except OSError:
             return False
 
+    def cpu_seconds(self):
+        """Of each rank, since its start."""
+        def of(pid):
+            fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return [of(process.popen.pid) for process, *_ in self.processes[3:]]
+
     def sp_bytes(self):
         """What each rank has sent so far."""
         pages = [parse_metrics(self.ask(side, port, "GET", "/metrics")[1]) for _, side, port in self.processes[3:]]
@@ -154,7 +164,7 @@ class Group:
 
 
 def both_cores(model, profile, n_tokens):
-    """Tokens per second of two prefills at once, one on each core, over those of one alone."""
+    """Twice the rate of the slower of two prefills at once, one on each core, over that of one alone."""
     cores = sorted(os.sched_getaffinity(0))
 
     def start(core):
@@ -169,45 +179,58 @@ def both_cores(model, profile, n_tokens):
         return json.loads(text)["tokens_per_s"]
 
     alone = rate(start(cores[0]))
-    return sum(map(rate, [start(cores[0]), start(cores[-1])])) / alone
+    return 2 * min(map(rate, [start(cores[0]), start(cores[-1])])) / alone
 
 
-def measure(options, model, pair, rate, scheme, log_dir):
+def measure(options, model, pair, rate, scheme, one_rank, log_dir):
+    """one_rank: what is known of a model's profiles on one rank; kept with --one-rank-once."""
     rows = []
     vocab = json.loads((pathlib.Path(model) / "config.json").read_text())["vocab_size"]
     draw = random.Random(1)
     with Group(pair, model, scheme, log_dir) as group:
         for profile in options.profiles.split(","):
-            seconds, machine_ratios = {ONE: [], TWO: []}, []
+            known = one_rank.get((model, profile))
+            seconds, cpu = {ONE: [], TWO: []}, {ONE: [], TWO: []}
+            machine_ratios = []
             for round_idx in range(options.rounds + 1):
                 n_tokens = options.tokens if round_idx > 0 else min(options.tokens, WARM_UP_TOKENS)
                 ids = [draw.randrange(10, min(vocab, 4000)) for _ in range(n_tokens)]
-                for router in (ONE, TWO):
-                    before = group.sp_bytes()
+                for router in (ONE, TWO) if known is None or round_idx == 0 else (TWO,):
+                    before, cpu_before = group.sp_bytes(), group.cpu_seconds()
                     answer = group.prefill(router, ids, profile)
+                    if router == TWO:
+                        n_bytes = group.sp_bytes_since(before)
                     if round_idx > 0:
                         seconds[router].append(answer["phases"]["prefill"])
-                n_bytes = group.sp_bytes_since(before)
-                if round_idx > 0:
+                        cpu[router].append(max(now - then for now, then in zip(group.cpu_seconds(), cpu_before,
+                                                                               strict=True)))
+                if known is None and round_idx > 0:
                     machine_ratios.append(both_cores(model, profile, min(options.tokens, ALONE_TOKENS)))
+            if known is not None:
+                seconds[ONE], cpu[ONE], machine_ratios = known
+            elif options.one_rank_once:
+                one_rank[(model, profile)] = seconds[ONE], cpu[ONE], machine_ratios
             ratios = sorted(one / two for one, two in zip(seconds[ONE], seconds[TWO], strict=True))
             rows.append({"model": pathlib.Path(model).name, "rate": rate, "scheme": scheme, "profile": profile,
                          "tokens": options.tokens, "seconds_1": seconds[ONE], "seconds_2": seconds[TWO],
                          "ratio": statistics.median(ratios), "ratio_min": ratios[0], "ratio_max": ratios[-1],
+                         "cpu_seconds_1": cpu[ONE], "cpu_seconds_2": cpu[TWO],
+                         "cpu_ratio": statistics.median(cpu[ONE]) / statistics.median(cpu[TWO]),
+                         "one_rank_of_an_earlier_row": known is not None,
                          "machine_ratio": statistics.median(machine_ratios), "machine_ratios": machine_ratios,
                          "bytes_per_rank": n_bytes})
             print(f"{rows[-1]['model']} {rate} {scheme} {profile}: {rows[-1]['ratio']:.2f}x of "
-                  f"{rows[-1]['machine_ratio']:.2f}x", file=sys.stderr)
+                  f"{rows[-1]['machine_ratio']:.2f}x, in CPU seconds {rows[-1]['cpu_ratio']:.2f}x", file=sys.stderr)
     return rows
 
 
 def show(rows):
     head = ["model", "link", "scheme", "profile", "1 rank, s", "2 ranks, s", "ratio (least, greatest)",
-            "two that share nothing", "MB per rank"]
+            "two that share nothing", "in CPU seconds", "MB per rank"]
     return table(head, [[r["model"], r["rate"], r["scheme"], r["profile"], f"{statistics.median(r['seconds_1']):.3f}",
                          f"{statistics.median(r['seconds_2']):.3f}",
                          f"{r['ratio']:.2f} ({r['ratio_min']:.2f}, {r['ratio_max']:.2f})", f"{r['machine_ratio']:.2f}",
-                         f"{r['bytes_per_rank'] / 1e6:.2f}"] for r in rows])
+                         f"{r['cpu_ratio']:.2f}", f"{r['bytes_per_rank'] / 1e6:.2f}"] for r in rows])
 
 
 def main():
@@ -218,21 +241,22 @@ def main():
     parser.add_argument("--profiles", default="q3,bf16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rates", default="none", help="bits per second, as 1G; none: no shaped link")
+    parser.add_argument("--one-rank-once", action="store_true")
     parser.add_argument("--json")
     options = parser.parse_args()
     facts = machine()
-    rows = []
+    rows, one_rank = [], {}
     try:
         with tempfile.TemporaryDirectory(prefix="zeroc-sp-") as log_dir:
             for model, rate, scheme in itertools.product(options.model or [str(MODEL_DIR)], options.rates.split(","),
                                                          options.schemes.split(",")):
                 if rate == "none":
-                    rows += measure(options, model, None, rate, scheme, log_dir)
+                    rows += measure(options, model, None, rate, scheme, one_rank, log_dir)
                     continue
                 check_rights()
                 with ShapedPair() as pair:
                     pair.shape(int(float(rate[:-1]) * UNITS[rate[-1]]))
-                    rows += measure(options, model, pair, rate, scheme, log_dir)
+                    rows += measure(options, model, pair, rate, scheme, one_rank, log_dir)
     except (Failed, LinkError, AssertionError) as error:
         print(f"sp.py: {error}", file=sys.stderr)
         return 1
