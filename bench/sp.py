@@ -25,6 +25,7 @@ import os
 import pathlib
 import random
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -244,6 +245,7 @@ def main():
     parser.add_argument("--one-rank-once", action="store_true")
     parser.add_argument("--json")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the programs and the link end too
     facts = machine()
     rows, one_rank = [], {}
     try:

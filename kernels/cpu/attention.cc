@@ -1,5 +1,6 @@
 // Attention on packed blocks: float32 sums on SIMD lanes, for every processor. With AMX or AVX-512 VNNI the variants in
-// attention_amx.cc (many rows) and attention_vnni.cc (decode) come first.
+// attention_amx.cc (many rows) and attention_vnni.cc (decode) come first, and segments of codes go to
+// attention_codes.cc (many rows without AMX).
 //
 // Both products are the same operation on tiles, C[row, lane] += sum_depth A[row, depth] * tile[depth, lane]:
 //   scores   A = q, lanes = tokens, depth = coordinates
@@ -362,7 +363,7 @@ void AttendSegments(const AttentionArgs& args) {
   for (int i = 0; i < args.n_segments; ++i) {
     const Segment s = {&args, &args.segments[i], AttentionScratch(args.scratch, args.n_rows, args.head_dim)};
     const TokenSpan span = RowsSpan(args, args.segments[i]);
-    if (span.begin >= span.end) continue;
+    if (span.begin >= span.end || AttendCodesVnni(args, *s.segment)) continue;
     BeginSegment(s);
     const int n_tokens = args.segments[i].layout->n_tokens;
     for (int b = span.begin / n_tokens; b * n_tokens < span.end; ++b) AttendBlock(s, b, span);

@@ -88,9 +88,9 @@ struct Errors {
 };
 Errors ErrorsOf(int dim, int n_rows, int n_tokens) {
   const double sums = 64 * std::sqrt(dim) * kEps32;
-  if (!cpu::AmxReady()) return {6 * kEps32 + sums, kEps32 + 1e-6};
+  if (!cpu::VnniReady()) return {6 * kEps32 + sums, kEps32 + 1e-6};
   // Two factors of every product are bf16: q and the key, the probability and the value.
-  if (n_rows > kDecodeRowsMax) return {6 * 1.5 * kEpsBf16 + sums, 1.5 * kEpsBf16};
+  if (cpu::AmxReady() && n_rows > kDecodeRowsMax) return {6 * 1.5 * kEpsBf16 + sums, 1.5 * kEpsBf16};
   // Units of 1 / 32512 of the largest: of q, about three times its root mean square, and of the probabilities, which
   // are at most the sum that divides them. Small probabilities may all round down, and the rotation of V gathers what
   // all coordinates lost (up to 3 each, of values up to 6) in one.
@@ -233,10 +233,14 @@ TEST(CpuAttention, LargeScoresAndNan) {
     Ledger ledger("attention, large scores");
     Compare(got, expected, 8, dim, {1e-2, 1e-3}, &ledger);  // |q| |k| is about 8 * 240
     q[3 * dim + 1] = kNan;
-    got = Attend(CpuOps(), q, 20, 1, dim, 255, 0, {history.Segment(0, 0, 256)});
-    for (int r = 0; r < 20; ++r) {
-      EXPECT_EQ(std::isnan(got.row_sum[static_cast<std::size_t>(r)]), r == 3);
-      for (int i = 0; i < dim; ++i) EXPECT_EQ(std::isnan(got.out[static_cast<std::size_t>(r * dim + i)]), r == 3);
+    const auto packed_layout = MustLayout(1, dim, 64, {{4, dim}}, {{3, dim}}, true);
+    const Sequence packed(packed_layout, 4, 256, 22, 30.0f);
+    for (const KvSegment& segment : {history.Segment(0, 0, 256), packed.Segment(0, 0, 256)}) {
+      got = Attend(CpuOps(), q, 20, 1, dim, 255, 0, {segment});
+      for (int r = 0; r < 20; ++r) {
+        EXPECT_EQ(std::isnan(got.row_sum[static_cast<std::size_t>(r)]), r == 3);
+        for (int i = 0; i < dim; ++i) EXPECT_EQ(std::isnan(got.out[static_cast<std::size_t>(r * dim + i)]), r == 3);
+      }
     }
   });
 }
@@ -259,7 +263,7 @@ TEST(CpuAttention, PartsMergeToTheWhole) {
     const float* sum[] = {parts[0].row_sum.data(), parts[1].row_sum.data(), parts[2].row_sum.data()};
     // Parts have their own units of probabilities.
     const Errors errors = ErrorsOf(dim, n_rows, 512);
-    const double merge_error = 1e-5 + (cpu::AmxReady() ? 6 * (2 * errors.score + errors.value) / 6 : 0);
+    const double merge_error = 1e-5 + (cpu::VnniReady() ? 6 * (2 * errors.score + errors.value) / 6 : 0);
     std::vector<Bf16> merged(n_rows * dim);
     ASSERT_EQ(CpuOps().attention_merge({out, top, sum, 3, n_rows, group, dim, 0, merged.data(), n_rows * dim}),
               KernelStatus::kOk);

@@ -1,6 +1,6 @@
-// What the two AVX-512 variants of attention share: codes as bytes, scales, e^x, the Hadamard rotation, reductions.
+// What the AVX-512 variants of attention share: codes as bytes, scales, e^x, the Hadamard rotation, reductions.
 //
-// For attention_amx.cc and attention_vnni.cc only, which run after AmxReady() or VnniReady() said yes. Pure functions
+// For the attention files of AMX and VNNI only, which run after AmxReady() or VnniReady() said yes. Pure functions
 // on the caller's memory; any thread.
 #pragma once
 
@@ -95,6 +95,30 @@ ZEROC_AVX512_TARGET inline void Quads(const std::uint8_t* tile, __m512i quads[4]
     quads[1] = _mm512_and_si512(_mm512_srli_epi32(v, 2), mask);
     quads[2] = _mm512_and_si512(_mm512_srli_epi32(v, 4), mask);
     quads[3] = _mm512_and_si512(_mm512_srli_epi32(v, 6), mask);
+  }
+}
+
+// `n_tiles` tiles as bytes, 256 each.
+template <int kBits>
+ZEROC_AVX512_TARGET inline void UnpackBytes(const std::uint8_t* tiles, int n_tiles, std::uint8_t* to) {
+  for (int i = 0; i < n_tiles; ++i, tiles += TileBytes(kBits), to += 256) {
+    __m512i quads[4];
+    Quads<kBits>(tiles, quads);
+    for (int s = 0; s < 4; ++s) _mm512_storeu_si512(to + 64 * s, quads[s]);
+  }
+}
+ZEROC_AVX512_TARGET inline void UnpackBytesOf(int bits, const std::uint8_t* tiles, int n_tiles, std::uint8_t* to) {
+  switch (bits) {
+    case 8:
+      return UnpackBytes<8>(tiles, n_tiles, to);
+    case 4:
+      return UnpackBytes<4>(tiles, n_tiles, to);
+    case 3:
+      return UnpackBytes<3>(tiles, n_tiles, to);
+    case 2:
+      return UnpackBytes<2>(tiles, n_tiles, to);
+    default:
+      return UnpackBytes<1>(tiles, n_tiles, to);
   }
 }
 

@@ -30,6 +30,11 @@ const char* IsaName();
 bool AttentionAmx(const AttentionArgs& args);
 bool AttentionVnni(const AttentionArgs& args);
 
+// One segment of quantised runs for many rows on AVX-512 VNNI, into what the rows' out, row_max and row_sum hold of the
+// segments before. False (and nothing written) where that is not to be had, for fewer than 8 rows, or if the segment
+// holds other runs.
+bool AttendCodesVnni(const AttentionArgs& args, const KvSegment& segment);
+
 // The matrix-vector kernels, which stream the weights once, take up to this many rows.
 inline constexpr int kMatVecRowsMax = 8;
 

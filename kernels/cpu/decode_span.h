@@ -30,6 +30,18 @@ ZEROC_AVX512_TARGET inline __m512i StoreBytes(__m512 number, std::int8_t* high, 
   return whole;
 }
 
+// Largest absolute value; NaN if one is.
+ZEROC_AVX512_TARGET inline float LargestOf(const float* x, int n) {
+  __m512 top = _mm512_setzero_ps();
+  __mmask16 is_nan = 0;
+  for (int i = 0; i < n; i += 16) {
+    const __m512 v = _mm512_loadu_ps(x + i);
+    top = _mm512_max_ps(top, _mm512_abs_ps(v));
+    is_nan |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+  }
+  return is_nan != 0 ? __builtin_nanf("") : _mm512_reduce_max_ps(top);
+}
+
 // What one call keeps over its blocks.
 struct DecodeCall {
   const AttentionArgs* args;
@@ -86,14 +98,7 @@ ZEROC_AVX512_TARGET inline void QuantiseQueries(DecodeCall* call) {
     for (int r = 0; r < k.n_runs; ++r) {
       const int first = k.first_coord[r], width = k.runs[r].width;
       if (!IsQuantised(k.runs[r].bits)) continue;
-      __m512 top = _mm512_setzero_ps();
-      __mmask16 is_nan = 0;
-      for (int i = first; i < first + width; i += 16) {
-        const __m512 v = _mm512_loadu_ps(q + i);
-        top = _mm512_max_ps(top, _mm512_abs_ps(v));
-        is_nan |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
-      }
-      const float largest = is_nan != 0 ? __builtin_nanf("") : _mm512_reduce_max_ps(top);
+      const float largest = LargestOf(q + first, width);
       const __m512 inverse = _mm512_set1_ps(largest > 0.0f ? kLargest / largest : 0.0f);
       __m512i sum = _mm512_setzero_si512();
       for (int i = first; i < first + width; i += 16) {

@@ -46,30 +46,6 @@ ZEROC_AMX_TARGET inline void SplitQueries(DecodeCall* call) {
   }
 }
 
-// `n_tiles` tiles as bytes, 256 each.
-template <int kBits>
-ZEROC_AMX_TARGET inline void UnpackBytes(const std::uint8_t* tiles, int n_tiles, std::uint8_t* to) {
-  for (int i = 0; i < n_tiles; ++i, tiles += TileBytes(kBits), to += 256) {
-    __m512i quads[4];
-    Quads<kBits>(tiles, quads);
-    for (int s = 0; s < 4; ++s) _mm512_storeu_si512(to + 64 * s, quads[s]);
-  }
-}
-ZEROC_AMX_TARGET inline void UnpackBytesOf(int bits, const std::uint8_t* tiles, int n_tiles, std::uint8_t* to) {
-  switch (bits) {
-    case 8:
-      return UnpackBytes<8>(tiles, n_tiles, to);
-    case 4:
-      return UnpackBytes<4>(tiles, n_tiles, to);
-    case 3:
-      return UnpackBytes<3>(tiles, n_tiles, to);
-    case 2:
-      return UnpackBytes<2>(tiles, n_tiles, to);
-    default:
-      return UnpackBytes<1>(tiles, n_tiles, to);
-  }
-}
-
 // products[16][64] of one block: A rows of `depth` bytes, B tiles of 1,024 bytes, `group_bytes` from group to group.
 template <bool kCodes>
 ZEROC_AMX_TARGET inline void BlockProducts(const void* a, std::int64_t a_stride, int depth, const std::uint8_t* tiles,

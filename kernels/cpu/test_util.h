@@ -42,12 +42,12 @@ void ForEachTarget(const Body& body) {
   cpu::AllowAmx(true);
 }
 
-// The same, and once more with AMX where there is AMX.
+// The same, and once more with what AllowAmx allows, where there is AMX or VNNI.
 template <typename Body>
 void ForEachTargetAndAmx(const Body& body) {
   ForEachTarget(body);
-  if (!cpu::AmxReady()) return;
-  SCOPED_TRACE("AMX");
+  if (!cpu::AmxReady() && !cpu::VnniReady()) return;
+  SCOPED_TRACE(cpu::AmxReady() ? "AMX" : "VNNI");
   body();
 }
 

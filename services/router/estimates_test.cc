@@ -128,7 +128,8 @@ TEST(Estimates, DecodeCostsByBytesOnceTheyDiffer) {
 TEST(Estimates, WorkersThatComeAndGoDoNotPileUp) {
   Estimates estimates;
   for (int i = 0; i < 1500; ++i) {
-    for (int j = 0; j < 3; ++j) estimates.AddTransfer(Moved("p" + std::to_string(i), "d", 1 << 20, 1.0 + i));
+    const std::string prefill = std::string("p").append(std::to_string(i));
+    for (int j = 0; j < 3; ++j) estimates.AddTransfer(Moved(prefill, "d", 1 << 20, 1.0 + i));
   }
   EXPECT_NEAR(estimates.Link("p1499", "d")->seconds.At(1 << 20), 1500.0, 1e-3);
   EXPECT_GT(estimates.Link("p0", "d")->seconds.At(1 << 20), 100.0) << "forgotten: taken to be like the recent ones";

@@ -39,7 +39,7 @@ std::shared_ptr<const void> Router::Hold() {
   MutexLock lock(mu_);
   ++n_held_;
   return {this, [](Router* router) {
-            MutexLock lock(router->mu_);
+            MutexLock router_lock(router->mu_);
             --router->n_held_;
             if (router->idle()) router->idle_.NotifyAll();
           }};
