@@ -3,7 +3,7 @@
 packed and bf16, on this machine alone or over a link of stated bandwidth. Standard library only; --rates needs root.
 
     bench/sp.py [--model DIR].. [--tokens 8000] [--schemes allgather,ulysses] [--profiles q3,bf16] [--rounds 3]
-                [--rates none,10G,1G] [--one-rank-once] [--json FILE]
+                [--skip ulysses:q3,..] [--rates none,10G,1G] [--one-rank-once] [--json FILE]
 
 Each rank is a process with one compute thread, pinned to a core of its own. One and two ranks take turns, prompt by
 prompt, in the same processes: the router that asks for two ranks is another one. A time is from the start of the
@@ -190,6 +190,8 @@ def measure(options, model, pair, rate, scheme, one_rank, log_dir):
     draw = random.Random(1)
     with Group(pair, model, scheme, log_dir) as group:
         for profile in options.profiles.split(","):
+            if f"{scheme}:{profile}" in options.skip.split(","):
+                continue
             known = one_rank.get((model, profile))
             seconds, cpu = {ONE: [], TWO: []}, {ONE: [], TWO: []}
             machine_ratios = []
@@ -240,6 +242,7 @@ def main():
     parser.add_argument("--tokens", type=int, default=8000)
     parser.add_argument("--schemes", default="allgather,ulysses")
     parser.add_argument("--profiles", default="q3,bf16")
+    parser.add_argument("--skip", default="", help="rows to leave out, as scheme:profile")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rates", default="none", help="bits per second, as 1G; none: no shaped link")
     parser.add_argument("--one-rank-once", action="store_true")
