@@ -13,14 +13,10 @@
 
 namespace zeroc::kernels::cuda {
 
-// A stream of its own, since the default one cannot be recorded. Null when the device refuses.
-Stream CreateStream();
-void DestroyStream(Stream stream);
-
 class Graph {
  public:
-  // Records what `enqueue` puts on the stream; nothing runs. Null, and *error says why (static text), if enqueue does
-  // not return kOk or the device refuses.
+  // Records what `enqueue` puts on the stream, which is not the default one; nothing runs. Null, and *error says why
+  // (static text), if enqueue does not return kOk or the device refuses.
   static std::unique_ptr<Graph> Record(Stream stream, const std::function<KernelStatus()>& enqueue, const char** error);
   ~Graph();
   Graph(const Graph&) = delete;

@@ -6,15 +6,6 @@
 
 namespace zeroc::kernels::cuda {
 
-Stream CreateStream() {
-  cudaStream_t stream = nullptr;
-  return cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess ? stream : nullptr;
-}
-
-void DestroyStream(Stream stream) {
-  if (stream != nullptr) cudaStreamDestroy(static_cast<cudaStream_t>(stream));
-}
-
 struct Graph::Impl {
   cudaGraphExec_t exec;
   cudaStream_t stream;

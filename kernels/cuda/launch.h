@@ -37,8 +37,7 @@ KernelStatus Launch(void (*kernel)(Params), const LaunchShape& shape, Stream str
                        static_cast<std::size_t>(shape.shared_bytes), static_cast<cudaStream_t>(stream));
   return launched == cudaSuccess ? KernelStatus::kOk : KernelStatus::kUnsupported;
 #else
-  static_cast<void>(stream);
-  simt::Enqueue([kernel, params, shape] {
+  simt::Enqueue(stream, [kernel, params, shape] {
     simt::Run({static_cast<int>(shape.n_blocks), shape.n_blocks_y, shape.n_threads, shape.shared_bytes},
               [kernel, &params] { kernel(params); });
   });

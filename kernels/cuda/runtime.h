@@ -1,6 +1,6 @@
-// Memory, copies and streams of one GPU, as the ops and their tests need them: a thin wall before the CUDA runtime,
-// with a twin in host memory for machines without one (host_simt). Plain functions; any thread; the current device is
-// used. Nothing throws: a failure is a null pointer or a message that lives as long as the program.
+// Memory, copies, streams and events of one GPU, as the ops and their tests need them: a thin wall before CUDA's
+// runtime, with a twin in host memory for machines without one (host_simt). Plain functions; any thread; the current
+// device is used. Nothing throws: a failure is a null pointer or a message that lives as long as the program.
 #pragma once
 
 #include <cstddef>
@@ -39,5 +39,23 @@ bool CopyOnDevice(void* to, const void* from, std::size_t bytes, Stream stream);
 
 // Waits for all work of the stream. Null, or what went wrong since the last call on this thread.
 const char* Synchronize(Stream stream);
+
+// Whether ordinary host code can follow addresses of device memory: in the emulation alone.
+bool HostReachesDevice();
+
+// Streams beside the default one: for what is recorded (graph.h) and what runs beside other work. Null when the device
+// refuses. Destroyed when nobody waits for their work any more.
+Stream CreateStream();
+void DestroyStream(Stream stream);
+
+// A cudaEvent_t: a place in a stream's work, for other streams and for the host. Recording it anew moves it.
+using Event = void*;
+Event CreateEvent();  // null when the device refuses
+void DestroyEvent(Event event);
+bool RecordEvent(Event event, Stream stream);
+// Work that the stream is given from now on waits until the event is passed, as it is recorded now.
+bool StreamWait(Stream stream, Event event);
+enum class EventState { kPassed, kAhead, kFailed };  // kFailed: the device is in trouble, Synchronize says in which
+EventState QueryEvent(Event event);                  // of its latest recording; waits for nothing
 
 }  // namespace zeroc::kernels::cuda

@@ -97,4 +97,41 @@ const char* Synchronize(Stream stream) {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
+bool HostReachesDevice() { return false; }
+
+Stream CreateStream() {
+  cudaStream_t stream = nullptr;
+  return cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess ? stream : nullptr;
+}
+
+void DestroyStream(Stream stream) {
+  if (stream != nullptr) cudaStreamDestroy(static_cast<cudaStream_t>(stream));
+}
+
+Event CreateEvent() {
+  cudaEvent_t event = nullptr;
+  return cudaEventCreateWithFlags(&event, cudaEventDisableTiming) == cudaSuccess ? event : nullptr;
+}
+
+void DestroyEvent(Event event) {
+  if (event != nullptr) cudaEventDestroy(static_cast<cudaEvent_t>(event));
+}
+
+bool RecordEvent(Event event, Stream stream) {
+  return Note(cudaEventRecord(static_cast<cudaEvent_t>(event), static_cast<cudaStream_t>(stream)));
+}
+
+bool StreamWait(Stream stream, Event event) {
+  return Note(cudaStreamWaitEvent(static_cast<cudaStream_t>(stream), static_cast<cudaEvent_t>(event), 0));
+}
+
+EventState QueryEvent(Event event) {
+  const cudaError_t error = cudaEventQuery(static_cast<cudaEvent_t>(event));
+  if (error == cudaErrorNotReady) {
+    cudaGetLastError();  // no error: nobody is to find it
+    return EventState::kAhead;
+  }
+  return Note(error) ? EventState::kPassed : EventState::kFailed;
+}
+
 }  // namespace zeroc::kernels::cuda

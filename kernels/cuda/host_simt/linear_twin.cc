@@ -46,7 +46,7 @@ KernelStatus Linear::Run(const LinearArgs& args) {
         {args.bias, args.out_begin, args.out_end, args.n_rows, args.y, args.y_stride, args.accumulate}, impl_->stream);
     if (added != KernelStatus::kOk) return added;
   }
-  simt::Enqueue([args] { Multiply(args); });
+  simt::Enqueue(impl_->stream, [args] { Multiply(args); });
   return KernelStatus::kOk;
 }
 
