@@ -2,6 +2,8 @@
 option(ZEROC_CUDA "Build the CUDA backend: the kernels and the tests that run on a GPU" OFF)
 set(ZEROC_CUDA_ROOT "" CACHE PATH
     "Folder of the CUDA toolkit; empty: CUDACXX, PATH, /usr/local/cuda, what deploy/setup --cuda installed")
+set(ZEROC_NCCL_ROOT "" CACHE PATH
+    "Folder of NCCL, with include and lib; empty: the system's folders, what deploy/setup --cuda installed")
 # sm_80 has all that the kernels use (mma on bf16 and int8, cp.async); newer processors run the same code.
 set(ZEROC_CUDA_ARCHITECTURES "80;90a;100-virtual" CACHE STRING "GPU architectures to compile for")
 
@@ -29,4 +31,15 @@ if(ZEROC_CUDA)
   # CMake 3.25 marks this target as outdated without asking whether there is one; CUDA 13 has none.
   add_library(CUDA::nvToolsExt INTERFACE IMPORTED)
   find_package(CUDAToolkit REQUIRED)
+
+  set(nccl_roots ${ZEROC_NCCL_ROOT} ${PROJECT_SOURCE_DIR}/build/cuda-toolkit/nvidia/nccl)
+  find_path(ZEROC_NCCL_INCLUDE_DIR nccl.h HINTS ${nccl_roots} PATH_SUFFIXES include)
+  find_library(ZEROC_NCCL_LIBRARY NAMES nccl libnccl.so.2 HINTS ${nccl_roots} PATH_SUFFIXES lib)
+  if(NOT ZEROC_NCCL_INCLUDE_DIR OR NOT ZEROC_NCCL_LIBRARY)
+    message(FATAL_ERROR "ZEROC_CUDA=ON: there is no NCCL here. Run deploy/setup --cuda, install it, or name "
+                        "its folder with ZEROC_NCCL_ROOT")
+  endif()
+  add_library(NCCL::nccl SHARED IMPORTED)
+  set_target_properties(NCCL::nccl PROPERTIES IMPORTED_LOCATION ${ZEROC_NCCL_LIBRARY}
+                        INTERFACE_INCLUDE_DIRECTORIES ${ZEROC_NCCL_INCLUDE_DIR})
 endif()

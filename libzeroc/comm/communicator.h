@@ -13,7 +13,7 @@
 // Tags name messages. A pair of ranks uses a tag once in each direction in a communicator's life; order does not
 // matter. Tags from kReservedTags on are the communicator's own.
 //
-// Threads. One thread per rank posts and waits; Abort and bytes_sent may be called from any thread.
+// Threads. One thread per rank posts, tests and waits; Abort, Check and bytes_sent may be called from any thread.
 #pragma once
 
 #include <atomic>
@@ -30,6 +30,9 @@ namespace zeroc {
 // A send or receive under way. Wait for each exactly once.
 enum class CommOp : std::uint64_t {};
 
+// Where the bytes of messages lie: in ordinary memory, or in a device's.
+enum class CommMemory : std::uint8_t { kHost, kDevice };
+
 class Communicator {
  public:
   using TimePoint = std::chrono::steady_clock::time_point;
@@ -45,6 +48,7 @@ class Communicator {
 
   int rank() const { return rank_; }
   int size() const { return size_; }
+  virtual CommMemory memory() const { return CommMemory::kHost; }
 
   // Return at once. to and from are other ranks. Messages of no bytes are messages.
   CommOp Send(int to, std::uint64_t tag, Parts parts);
@@ -53,12 +57,20 @@ class Communicator {
   // OK: a sent message's bytes may be changed (it may still be on its way), a received one is there. Later than
   // `deadline` the communicator is aborted with kDeadlineExceeded, which names the peer that was waited for.
   virtual Status Wait(CommOp op, TimePoint deadline) = 0;
+  // Whether Wait would return at once, with whatever status. Before that Wait, as often as one likes.
+  virtual bool Test(CommOp op) = 0;
   // All of them, also after the first failure, which it returns.
   Status WaitAll(std::span<const CommOp> ops, TimePoint deadline);
 
   // The first reason counts. Reaches the other ranks as far as they can be reached. Returns when no memory of this rank
   // is in use any more.
   virtual void Abort(const Status& why) = 0;
+  // OK while the group lives, else why it ended. Waits for nothing.
+  virtual Status Check() = 0;
+
+  // kDevice: what is posted from now on reads and writes memory behind all work that this stream of the device has been
+  // given by then; null: behind nothing, the caller has waited. Received bytes are there when Wait returns, as ever.
+  virtual void Follow(void* /*stream*/) {}
 
   // Every rank's bytes to every rank: ours to all others, rank r's into places[r] (places[rank()] is not used). Sizes
   // may differ, and are known to all. Returns what to wait for: the receives, from rank() - 1, rank() - 2 and so on,

@@ -168,6 +168,31 @@ TEST_P(CommunicatorContract, CollectivesOfUnevenSizes) {
   }
 }
 
+TEST_P(CommunicatorContract, TestAndCheckWaitForNothing) {
+  Run(2, [](Communicator& comm) {
+    EXPECT_TRUE(comm.Check().ok());
+    if (comm.rank() == 1) {
+      ASSERT_TRUE(comm.Barrier(Patience()).ok());
+      const auto sent = PatternBytes(4, 100);
+      EXPECT_TRUE(comm.Wait(comm.Send(0, 1, {sent}), Patience()).ok());
+      return;
+    }
+    std::vector<std::byte> bytes(100), more(1);
+    const CommOp early = comm.Recv(1, 1, {bytes});
+    EXPECT_FALSE(comm.Test(early));
+    ASSERT_TRUE(comm.Barrier(Patience()).ok());
+    while (!comm.Test(early)) std::this_thread::yield();
+    EXPECT_TRUE(comm.Wait(early, Patience()).ok());
+    EXPECT_EQ(bytes, PatternBytes(4, 100));
+    const CommOp never = comm.Recv(1, 2, {more});
+    EXPECT_FALSE(comm.Test(never));
+    comm.Abort(Cancelled("enough"));
+    EXPECT_TRUE(comm.Test(never));
+    EXPECT_EQ(comm.Check().code(), StatusCode::kCancelled);
+    EXPECT_EQ(comm.Wait(never, Patience()).code(), StatusCode::kCancelled);
+  });
+}
+
 TEST_P(CommunicatorContract, NobodyLeavesABarrierBeforeAllHaveCome) {
   std::atomic<int> n_come = 0;
   Run(4, [&](Communicator& comm) {

@@ -59,6 +59,18 @@ class Group {
     return done ? OkStatus() : why_;
   }
 
+  bool Test(CommOp id) {
+    MutexLock lock(mu_);
+    const auto found = ops_.find(id);
+    ZEROC_CHECK(found != ops_.end(), static_cast<std::uint64_t>(id));
+    return found->second.done || !why_.ok();
+  }
+
+  Status Check() {
+    MutexLock lock(mu_);
+    return why_;
+  }
+
   void Abort(const Status& why) {
     MutexLock lock(mu_);
     if (why_.ok()) why_ = why;
@@ -114,7 +126,9 @@ class InProcessCommunicator final : public Communicator {
     return group_->Post(false, from, rank(), tag, {from, tag, {}, std::move(places)});
   }
   Status Wait(CommOp op, TimePoint deadline) override { return group_->Wait(op, rank(), deadline); }
+  bool Test(CommOp op) override { return group_->Test(op); }
   void Abort(const Status& why) override { group_->Abort(why); }
+  Status Check() override { return group_->Check(); }
 
  protected:
   CommOp PostSend(int to, std::uint64_t tag, Parts parts) override {

@@ -85,7 +85,9 @@ class CommPort::Impl final : public TransportListener {
   CommOp Send(std::uint64_t epoch, int to, std::uint64_t tag, const Communicator::Parts& parts);
   CommOp Recv(std::uint64_t epoch, int from, std::uint64_t tag, Communicator::Places places);
   Status Wait(std::uint64_t epoch, CommOp op, Communicator::TimePoint deadline);
+  bool Test(std::uint64_t epoch, CommOp op);
   void Abort(std::uint64_t epoch, const Status& why);
+  Status Check(std::uint64_t epoch);
 
   // --- the transport's thread ---
   void OnPeerUp(PeerId, const PeerInfo&) override {}
@@ -119,6 +121,7 @@ class CommPort::Impl final : public TransportListener {
   bool Place(const Key& key, std::uint64_t message_bytes, std::uint64_t offset, std::span<const std::byte> bytes)
       ZEROC_REQUIRES(mu_);
   void Fail(const Status& why, bool tell) ZEROC_REQUIRES(mu_);
+  Status WhyOf(std::uint64_t epoch) const ZEROC_REQUIRES(mu_);
   std::string NameOf(int rank) const ZEROC_REQUIRES(mu_) {
     return "rank " + std::to_string(rank) + " (" + members_[static_cast<std::size_t>(rank)].who.name + ")";
   }
@@ -229,12 +232,21 @@ Status CommPort::Impl::Wait(std::uint64_t epoch, CommOp op, Communicator::TimePo
     if (operation.done || epoch != epoch_ || !why_.ok()) continue;
     Fail(DeadlineExceeded(NameOf(rank_) + " waited in vain for " + NameOf(operation.peer)), /*tell=*/true);
   }
-  Status status;
-  if (!operation.done) {
-    status = epoch == epoch_ ? why_ : epoch == last_epoch_ ? last_why_ : Cancelled("the group was formed anew");
-  }
+  const Status status = operation.done ? OkStatus() : WhyOf(epoch);
   ops_.erase(found);
   return status;
+}
+
+bool CommPort::Impl::Test(std::uint64_t epoch, CommOp op) {
+  MutexLock lock(mu_);
+  const auto found = ops_.find(op);
+  ZEROC_CHECK(found != ops_.end(), static_cast<std::uint64_t>(op));
+  return found->second.done || !WhyOf(epoch).ok();
+}
+
+Status CommPort::Impl::Check(std::uint64_t epoch) {
+  MutexLock lock(mu_);
+  return WhyOf(epoch);
 }
 
 void CommPort::Impl::Abort(std::uint64_t epoch, const Status& why) {
@@ -243,6 +255,10 @@ void CommPort::Impl::Abort(std::uint64_t epoch, const Status& why) {
 }
 
 // --- with the mutex ---
+
+Status CommPort::Impl::WhyOf(std::uint64_t epoch) const {
+  return epoch == epoch_ ? why_ : epoch == last_epoch_ ? last_why_ : Cancelled("the group was formed anew");
+}
 
 // False when the message cannot be what the receive waits for; then the group has ended.
 bool CommPort::Impl::Place(const Key& key, std::uint64_t message_bytes, std::uint64_t offset,
@@ -345,7 +361,9 @@ class TransportCommunicator final : public Communicator {
     return port_.Recv(epoch_, from, tag, std::move(places));
   }
   Status Wait(CommOp op, TimePoint deadline) override { return port_.Wait(epoch_, op, deadline); }
+  bool Test(CommOp op) override { return port_.Test(epoch_, op); }
   void Abort(const Status& why) override { port_.Abort(epoch_, why); }
+  Status Check() override { return port_.Check(epoch_); }
 
  protected:
   CommOp PostSend(int to, std::uint64_t tag, Parts parts) override { return port_.Send(epoch_, to, tag, parts); }
