@@ -453,6 +453,9 @@ Status HostForward::Layer(int layer, const Batch& batch, const Batch& queries, F
 Status HostForward::Step(std::span<const ForwardSequence> sequences, float* logits, ForwardObserver* observer,
                          const LayerRange& layers) {
   const Batch batch = MakeBatch(sequences);
+  if (batch.sp != nullptr && batch.sp->comm().memory() != CommMemory::kHost) {
+    return FailedPrecondition("a communicator between devices cannot reach the blocks of a model in host memory");
+  }
   FillRope(batch);
   for (const ForwardSequence& sequence : sequences) {
     const int n_new = static_cast<int>(sequence.tokens.size());

@@ -13,56 +13,30 @@
 #include "libzeroc/kv/owned_pool.h"
 #include "libzeroc/model/forward_testing.h"
 #include "libzeroc/model/sp_step.h"
+#include "libzeroc/model/sp_testing.h"
 #include "libzeroc/model/tiny_model_testing.h"
 #include "libzeroc/model/transformer.h"
 
 namespace zeroc {
 namespace {
 
+using testing::BlockBytes;
 using testing::MakePlan;
+using testing::RankOutcome;
 using testing::Rms;
 using testing::RmsDifference;
+using testing::RunRank;
+using testing::ShareOfDifferentBytes;
 using testing::TinyModel;
 using testing::TinyShape;
 
 constexpr std::chrono::milliseconds kPatience(60'000);  // a bound against hanging, not a promise
-
-// Blocks of one layer in their form at the prompt's end, and the sink's, by name.
-using BlockBytes = std::map<std::string, std::vector<std::uint8_t>>;
 
 struct Outcome {
   std::vector<float> logits;       // [n_tokens, vocab]
   std::vector<BlockBytes> layers;  // of all ranks together
   std::vector<SpBytes> sent;       // [rank]
 };
-
-void Keep(const SequenceKv& kv, const std::function<bool(int)>& is_ours, std::vector<BlockBytes>* layers) {
-  layers->resize(static_cast<std::size_t>(kv.format().n_layers));
-  for (int layer = 0; layer < kv.format().n_layers; ++layer) {
-    BlockBytes& out = (*layers)[static_cast<std::size_t>(layer)];
-    const LayerBlocks blocks = kv.BlocksAt(layer, kv.n_tokens());
-    const auto keep = [&](const std::string& name, BlockRef ref, std::size_t n) {
-      const auto* data = reinterpret_cast<const std::uint8_t*>(kv.pool().Data(ref));
-      out[name].assign(data, data + n);
-    };
-    int block_idx = 0;
-    for (const TierBlocks& tier : blocks.packed) {
-      for (const BlockRef ref : tier.refs) {
-        if (is_ours(block_idx)) keep("packed " + std::to_string(block_idx), ref, tier.block_bytes);
-        ++block_idx;
-      }
-    }
-    if (blocks.sink.valid() && is_ours(0)) {
-      keep("sink", blocks.sink, static_cast<std::size_t>(kv.format().sink.block_bytes));
-    }
-    for (std::size_t i = 0; i < blocks.exact.size(); ++i, ++block_idx) {
-      // The rest of a last block that is not full is nobody's.
-      if (!is_ours(block_idx) || (block_idx + 1) * 64 > kv.n_tokens()) continue;
-      keep("exact " + std::to_string(block_idx), blocks.exact[i],
-           static_cast<std::size_t>(kv.format().exact.block_bytes));
-    }
-  }
-}
 
 class Models {
  public:
@@ -80,57 +54,31 @@ class Models {
     out.logits.resize(ids.size() * static_cast<std::size_t>(model->config().vocab_size));
     const ForwardSequence sequence{kv.get(), ids, n};
     EXPECT_TRUE(model->Forward({&sequence, 1}, out.logits.data()).ok());
-    Keep(
-        *kv, [](int) { return true; }, &out.layers);
+    out.layers = testing::ReadBlocks(*kv, [](int) { return true; });
     return out;
   }
 
   Outcome Ranks(int n_ranks, SpScheme scheme, const std::string& profile, const std::vector<std::int32_t>& ids,
                 bool all_logits = true) {
     Outcome out;
-    out.sent.resize(static_cast<std::size_t>(n_ranks));
-    std::vector<std::vector<BlockBytes>> layers(static_cast<std::size_t>(n_ranks));
+    std::vector<RankOutcome> outcomes(static_cast<std::size_t>(n_ranks));
     const auto comms = MakeInProcessCommunicators(n_ranks);
-    const int n = static_cast<int>(ids.size());
-    const SpSplit split(n, n_ranks);
     std::vector<std::thread> ranks;
-    Mutex mu;
-    for (int rank = 0; rank < n_ranks; ++rank) {
+    for (std::size_t rank = 0; rank < outcomes.size(); ++rank) {
       ranks.emplace_back([&, rank] {
         ThreadPool threads(1);
-        auto model = Transformer::Open(tiny_.Open(), plan_, ops_, threads).value();
-        const auto format = model->Format(profile).value();
-        const auto vocab = static_cast<std::size_t>(model->config().vocab_size);
-        const auto pool = OwnedPool::Create(*format, 1, n, n).value();
-        const auto kv = SequenceKv::CreateShare(pool->pool(), format, split, rank).value();
-        Communicator& comm = *comms[static_cast<std::size_t>(rank)];
-        SpStep step(comm, {scheme, 1, kPatience, all_logits}, *kv, split);
-        std::vector<float> logits(static_cast<std::size_t>(step.CountLogits()) * vocab);
-        const ForwardSequence sequence{kv.get(), ids, step.CountLogits(), nullptr, &step};
-        const Status status = model->Forward({&sequence, 1}, logits.data());
-        EXPECT_TRUE(status.ok()) << status.ToString();
-        const auto i = static_cast<std::size_t>(rank);
-        out.sent[i] = step.sent();
-        EXPECT_EQ(static_cast<double>(comm.bytes_sent()), step.sent().total());
-        Keep(
-            *kv, [&](int block) { return split.OwnerOf(block) == rank; }, &layers[i]);
-        MutexLock lock(mu);
-        out.logits.resize((all_logits ? ids.size() : 1) * vocab);
-        auto from = logits.begin();
-        for (const TokenRange& range : step.LogitTokens(rank)) {
-          const auto floats = static_cast<std::ptrdiff_t>(static_cast<std::size_t>(range.size()) * vocab);
-          std::copy(from, from + floats,
-                    out.logits.begin() +
-                        (all_logits ? static_cast<std::ptrdiff_t>(static_cast<std::size_t>(range.begin) * vocab) : 0));
-          from += floats;
-        }
+        const auto model = Transformer::Open(tiny_.Open(), plan_, ops_, threads).value();
+        outcomes[rank] = RunRank(*model, *comms[rank], {scheme, 1, kPatience, all_logits}, profile, ids);
+        EXPECT_EQ(static_cast<double>(comms[rank]->bytes_sent()), outcomes[rank].sent.total());
       });
     }
     for (std::thread& rank : ranks) rank.join();
-    for (const auto& of_rank : layers) {
-      out.layers.resize(of_rank.size());
-      for (std::size_t l = 0; l < of_rank.size(); ++l) out.layers[l].insert(of_rank[l].begin(), of_rank[l].end());
+    for (const RankOutcome& outcome : outcomes) {
+      EXPECT_TRUE(outcome.status.ok()) << outcome.status.ToString();
+      out.sent.push_back(outcome.sent);
     }
+    out.logits = testing::JoinLogits(outcomes, all_logits ? 0 : static_cast<int>(ids.size()) - 1);
+    out.layers = testing::JoinBlocks(outcomes);
     return out;
   }
 
@@ -152,26 +100,6 @@ Profile Tiered(const TinyShape& shape) {
   profile.young.push_back({2, UniformProfile("8", 8, shape.n_layers, shape.head_dim).layers});
   profile.young.push_back({1, UniformProfile("4", 4, shape.n_layers, shape.head_dim).layers});
   return profile;
-}
-
-// Of the blocks whose name begins with `kind`.
-double ShareOfDifferentBytes(const BlockBytes& a, const BlockBytes& b, const std::string& kind = "") {
-  EXPECT_EQ(a.size(), b.size());
-  std::size_t n = 0, n_different = 0;
-  for (const auto& [name, bytes] : a) {
-    const auto other = b.find(name);
-    if (other == b.end()) {
-      ADD_FAILURE() << name << " is missing";
-      continue;
-    }
-    EXPECT_EQ(bytes.size(), other->second.size()) << name;
-    if (!name.starts_with(kind)) continue;
-    n += bytes.size();
-    for (std::size_t i = 0; i < std::min(bytes.size(), other->second.size()); ++i) {
-      n_different += bytes[i] != other->second[i] ? 1 : 0;
-    }
-  }
-  return n == 0 ? 0 : static_cast<double>(n_different) / static_cast<double>(n);
 }
 
 constexpr SpScheme kExactSchemes[] = {SpScheme::kAllGather, SpScheme::kRing, SpScheme::kUlysses};

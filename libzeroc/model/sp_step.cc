@@ -155,7 +155,9 @@ void SpStep::SendBlocks(int layer) {
     if (peer == rank()) continue;
     const auto i = static_cast<std::size_t>(peer);
     if (by_heads) parts[i] = LastingSpans<const std::byte>(layer, rank(), &heads_[i]);
-    places[i] = LastingSpans<std::byte>(layer, peer, by_heads ? &heads_[static_cast<std::size_t>(rank())] : nullptr);
+    if (options_.scheme != SpScheme::kRing) {
+      places[i] = LastingSpans<std::byte>(layer, peer, by_heads ? &heads_[static_cast<std::size_t>(rank())] : nullptr);
+    }
     sent_.blocks += static_cast<double>(CountBytes(parts[i]));
   }
   if (by_heads) {
@@ -167,14 +169,17 @@ void SpStep::SendBlocks(int layer) {
     sent_.blocks += n_bytes * (n_ranks_ - 1);
     return Collect(comm_.AllGather(Tag(layer, Kind::kBlocks), ours, std::move(places)), &blocks_in_);
   }
-  for (int step = 1; step < n_ranks_; ++step) {
-    const int source = FromStep(step);
-    blocks_in_[static_cast<std::size_t>(source)] =
-        comm_.Recv(FromStep(1), Tag(layer, Kind::kBlocks, source), std::move(places[static_cast<std::size_t>(source)]));
-  }
   if (n_ranks_ == 1) return;
+  ReceiveNext(layer, FromStep(1));
   sent_.blocks += n_bytes;
   sends_.push_back(comm_.Send((rank() + 1) % n_ranks_, Tag(layer, Kind::kBlocks, rank()), ours));
+}
+
+// With kRing, each by itself: a communicator may end no message of a group before it can end all of them, and the one
+// behind this one is on its way only when everybody has handed this one on.
+void SpStep::ReceiveNext(int layer, int source) {
+  blocks_in_[static_cast<std::size_t>(source)] =
+      comm_.Recv(FromStep(1), Tag(layer, Kind::kBlocks, source), LastingSpans<std::byte>(layer, source, nullptr));
 }
 
 void SpStep::OnLayerWritten(int layer, const AttentionShape& shape) {
@@ -192,9 +197,16 @@ Status SpStep::WaitFor(int layer, int source) {
   ZEROC_RETURN_IF_ERROR(comm_.WaitAll(ops, Until()));
   const int next = (rank() + 1) % n_ranks_;
   if (options_.scheme != SpScheme::kRing || next == source) return OkStatus();
+  ReceiveNext(layer, (source + n_ranks_ - 1) % n_ranks_);
   Communicator::Parts parts = LastingSpans<const std::byte>(layer, source, nullptr);
   sent_.blocks += static_cast<double>(CountBytes(parts));
   sends_.push_back(comm_.Send(next, Tag(layer, Kind::kBlocks, source), std::move(parts)));
+  return OkStatus();
+}
+
+Status SpStep::Receive(int layer) {
+  ZEROC_CHECK(!MovesHeads(options_.scheme));
+  for (int step = 1; step < n_ranks_; ++step) ZEROC_RETURN_IF_ERROR(WaitFor(layer, FromStep(step)));
   return OkStatus();
 }
 

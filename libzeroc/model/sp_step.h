@@ -1,5 +1,6 @@
 // One rank's part of the forward pass over a prompt that a group shares (docs/sequence_parallel.md): it sends the
-// blocks of each layer as they are written, and attends to the others' as they arrive, while its own are attended to.
+// blocks of each layer as they are written, and receives the others'. On the host it also attends: to others' blocks as
+// they arrive, while its own are attended to (Attend). A device waits for all of them (Receive) and attends by itself.
 //
 // The blocks travel in cache format, packed, and lie afterwards where attention reads them. The same visibility rule as
 // everywhere decides what a query sees, so the result is that of one rank up to the order of float32 sums: keys are
@@ -47,6 +48,9 @@ class SpStep {
   std::vector<TokenRange> Tokens(int rank) const { return split_.Tokens(rank); }
   std::vector<TokenRange> LogitTokens(int rank) const;
   int rank() const { return comm_.rank(); }
+  // Reaches the memory of the sequence's blocks: whoever runs the step sees to it.
+  Communicator& comm() const { return comm_; }
+  SpScheme scheme() const { return options_.scheme; }
   int CountLogits() const;
   const SequenceKv& kv() const { return kv_; }
 
@@ -57,8 +61,10 @@ class SpStep {
 
   // Own blocks of the layer are written and packed.
   void OnLayerWritten(int layer, const AttentionShape& shape);
-  // Attention of the rank's queries: one entry for each of its ranges that has any. `all_rows`: this layer computes
-  // every token, not only LogitTokens. act_bytes: of an activation, for kUlysses.
+  // Waits for every block that the rank sees in this layer, handing on what others are to get by us. Not for kUlysses.
+  Status Receive(int layer);
+  // Instead of Receive: attention of the rank's queries, in host memory. One entry for each of its ranges that has any.
+  // `all_rows`: this layer computes every token, not only LogitTokens. act_bytes: of an activation, for kUlysses.
   Status Attend(int layer, bool all_rows, const AttentionShape& shape, int act_bytes,
                 std::span<const AttentionQueries> queries, ThreadPool& threads, AttentionWorkspace& workspace);
   // Everything that was sent may be changed.
@@ -85,6 +91,7 @@ class SpStep {
   std::vector<std::span<Byte>> WindowSpans(int layer, int owner, int viewer) const;
   void SendWindows(int layer);
   void SendBlocks(int layer);
+  void ReceiveNext(int layer, int source);
   void Collect(const std::vector<CommOp>& ops, std::vector<CommOp>* in);
   int FromStep(int step) const { return (comm_.rank() + n_ranks_ - step) % n_ranks_; }
   Status WaitFor(int layer, int source);

@@ -93,13 +93,14 @@ class CudaTransformer final : public Transformer {
   Result<std::vector<StepSequence>> Begin(std::span<const ForwardSequence> sequences);
   Status Reserve(const StepRows& rows, const StepRows& logit_rows, bool has_logits);
   Status ReserveRope(std::span<const StepSequence> sequences);
-  Status Run(std::span<const StepSequence> sequences, float* logits, ForwardObserver* observer,
+  Status Run(std::span<const StepSequence> sequences, SpStep* sp, float* logits, ForwardObserver* observer,
              const LayerRange& layers);
   Status RunDecode(float* logits);
   Status EnqueueDecode();
   std::vector<const void*> Places() const;
   Status Embed();
-  Status Layer(int layer, bool shortened, ForwardObserver* observer);
+  Status Layer(int layer, bool shortened, SpStep* sp, ForwardObserver* observer);
+  Status KeysAndValues(const DeviceLayer& w, int layer);
   Status Logits(const float* x, Bf16* act);
   void CopyLogits(float* logits);
   Status Norm(const float* x, std::int64_t n_rows, const DeviceNorm& norm, Bf16* out);
@@ -155,7 +156,16 @@ Status CudaTransformer::CheckSupported(std::span<const ForwardSequence> sequence
     if (sequence.attention != nullptr) {
       return Unimplemented("backend " + name + ": methods that attend for themselves run on the CPU only");
     }
-    if (sequence.sp != nullptr) return Unimplemented("backend " + name + ": groups of ranks run on the CPU only");
+    if (sequence.sp == nullptr) continue;
+    const SpScheme scheme = sequence.sp->scheme();
+    if (scheme != SpScheme::kAllGather && scheme != SpScheme::kRing) {
+      return Unimplemented("backend " + name + ": scheme " + std::string(SpSchemeName(scheme)) +
+                           " runs on the CPU only; allgather and ring run here");
+    }
+    if (sequence.sp->comm().memory() == CommMemory::kHost && !cuda::HostReachesDevice()) {
+      return FailedPrecondition("backend " + name +
+                                ": a communicator over host memory cannot reach blocks on a device; NCCL's can");
+    }
   }
   if (observer != nullptr && observer->WantsProjections()) {
     return Unimplemented("backend " + name + ": queries and keys are shown (calibration) on the CPU only");
@@ -168,7 +178,16 @@ Result<std::vector<StepSequence>> CudaTransformer::Begin(std::span<const Forward
   std::vector<StepSequence> out;
   for (const ForwardSequence& sequence : sequences) {
     ZEROC_ASSIGN_OR_RETURN(const DeviceFormat* format, formats_.Of(sequence.kv->shared_format(), stream_));
-    out.push_back({sequence.kv, format, sequence.tokens, sequence.kv->n_tokens(), sequence.n_logits});
+    if (sequence.sp == nullptr) {
+      out.push_back({sequence.kv, format, sequence.tokens, sequence.kv->n_tokens(), sequence.n_logits});
+      continue;
+    }
+    const std::vector<TokenRange> tokens = sequence.sp->Tokens(sequence.sp->rank());
+    const std::vector<TokenRange> logits = sequence.sp->LogitTokens(sequence.sp->rank());
+    for (std::size_t i = 0; i < tokens.size(); ++i) {
+      const auto begin = static_cast<std::size_t>(tokens[i].begin), n = static_cast<std::size_t>(tokens[i].size());
+      out.push_back({sequence.kv, format, sequence.tokens.subspan(begin, n), tokens[i].begin, logits[i].size(), true});
+    }
   }
   ZEROC_RETURN_IF_ERROR(ReserveRope(out));
   return out;
@@ -367,33 +386,46 @@ void CudaTransformer::KeepLogitRows() {
   }
 }
 
-// shortened: queries of the rows with logits alone.
-Status CudaTransformer::Layer(int layer, bool shortened, ForwardObserver* observer) {
-  const DeviceLayer& w = weights_.layers[static_cast<std::size_t>(layer)];
+// Of all rows, into their blocks.
+Status CudaTransformer::KeysAndValues(const DeviceLayer& w, int layer) {
   const std::int64_t hidden = config_.hidden_size, stride = qkv_width(), n_rows = step_.rows().count();
+  Bf16* act = at_.act.As<Bf16>();
+  float* k = at_.qkv.As<float>() + q_width();
+  ZEROC_RETURN_IF_ERROR(Norm(at_.x.As<float>(), n_rows, w.attention_norm, act));
+  ZEROC_RETURN_IF_ERROR(Linear(act, n_rows, hidden, w.k, kv_width(), k, stride, false));
+  ZEROC_RETURN_IF_ERROR(Linear(act, n_rows, hidden, w.v, kv_width(), k + kv_width(), stride, false));
+  ZEROC_RETURN_IF_ERROR(HeadNorm(k, n_rows, config_.n_kv_heads, w.k_norm));
+  return WriteKv(layer);
+}
+
+// shortened: queries of the rows with logits alone.
+Status CudaTransformer::Layer(int layer, bool shortened, SpStep* sp, ForwardObserver* observer) {
+  const DeviceLayer& w = weights_.layers[static_cast<std::size_t>(layer)];
+  const std::int64_t hidden = config_.hidden_size;
   const StepRows& queries = shortened ? step_.logit_rows() : step_.rows();
   float* x = at_.x.As<float>();
   Bf16* act = at_.act.As<Bf16>();
   float* q = at_.qkv.As<float>();
-  float* k = q + q_width();
-  ZEROC_RETURN_IF_ERROR(Norm(x, n_rows, w.attention_norm, act));
-  ZEROC_RETURN_IF_ERROR(Linear(act, n_rows, hidden, w.k, kv_width(), k, stride, false));
-  ZEROC_RETURN_IF_ERROR(Linear(act, n_rows, hidden, w.v, kv_width(), k + kv_width(), stride, false));
-  ZEROC_RETURN_IF_ERROR(HeadNorm(k, n_rows, config_.n_kv_heads, w.k_norm));
-  ZEROC_RETURN_IF_ERROR(WriteKv(layer));
-  if (observer != nullptr) {
-    ZEROC_RETURN_IF_ERROR(WaitFor(stream_));  // the blocks may travel
-    observer->OnLayerWritten(layer);
+  if (step_.rows().count() > 0) ZEROC_RETURN_IF_ERROR(KeysAndValues(w, layer));
+  // The blocks may travel. A communicator between devices waits for the stream by itself.
+  const bool waits = observer != nullptr || (sp != nullptr && sp->comm().memory() == CommMemory::kHost);
+  if (waits) ZEROC_RETURN_IF_ERROR(WaitFor(stream_));
+  if (sp != nullptr) {
+    sp->OnLayerWritten(layer, {static_cast<int>(config_.n_heads), static_cast<int>(config_.n_kv_heads),
+                               static_cast<int>(config_.head_dim)});
   }
-  if (queries.count() == 0) return OkStatus();
+  if (observer != nullptr) observer->OnLayerWritten(layer);
+  // A rank without rows has others' blocks to take and to hand on.
+  if (queries.count() == 0) return sp == nullptr ? OkStatus() : sp->Receive(layer);
   if (shortened) {
     KeepLogitRows();
     x = at_.kept_x.As<float>();
     act = at_.kept_act.As<Bf16>();
   }
-  ZEROC_RETURN_IF_ERROR(Linear(act, queries.count(), hidden, w.q, q_width(), q, stride, false));
+  ZEROC_RETURN_IF_ERROR(Linear(act, queries.count(), hidden, w.q, q_width(), q, qkv_width(), false));
   ZEROC_RETURN_IF_ERROR(HeadNorm(q, queries.count(), config_.n_heads, w.q_norm));
   ZEROC_RETURN_IF_ERROR(PrepareQueries(layer, shortened));
+  if (sp != nullptr) ZEROC_RETURN_IF_ERROR(sp->Receive(layer));
   ZEROC_RETURN_IF_ERROR(Attend(layer));
   ZEROC_RETURN_IF_ERROR(Linear(at_.wide.As<Bf16>(), queries.count(), q_width(), w.o, hidden, x, hidden, true));
   return Mlp(w, x, act, queries.count());
@@ -416,7 +448,7 @@ void CudaTransformer::CopyLogits(float* logits) {
 Status CudaTransformer::EnqueueDecode() {
   ZEROC_RETURN_IF_ERROR(Embed());
   for (int layer = 0; layer < static_cast<int>(config_.n_layers); ++layer) {
-    ZEROC_RETURN_IF_ERROR(Layer(layer, /*shortened=*/false, nullptr));
+    ZEROC_RETURN_IF_ERROR(Layer(layer, /*shortened=*/false, nullptr, nullptr));
   }
   return Logits(at_.x.As<float>(), at_.act.As<Bf16>());
 }
@@ -463,18 +495,19 @@ Status CudaTransformer::RunDecode(float* logits) {
 }
 
 // Between BeginStep and EndStep. What has been enqueued when it fails is waited for by the caller.
-Status CudaTransformer::Run(std::span<const StepSequence> sequences, float* logits, ForwardObserver* observer,
-                            const LayerRange& layers) {
+Status CudaTransformer::Run(std::span<const StepSequence> sequences, SpStep* sp, float* logits,
+                            ForwardObserver* observer, const LayerRange& layers) {
   const int n_layers = static_cast<int>(config_.n_layers);
   const bool to_the_end = layers.end < 0;
   const int end_layer = to_the_end ? n_layers : layers.end;
   ZEROC_CHECK(layers.begin >= 0 && layers.begin <= end_layer && end_layer <= n_layers, layers.begin, layers.end);
   ZEROC_RETURN_IF_ERROR(step_.Make(config_, sequences, layers.begin, end_layer, to_the_end, stream_));
   ZEROC_RETURN_IF_ERROR(Reserve(step_.rows(), step_.logit_rows(), to_the_end));
-  if (step_.IsPlainDecode() && observer == nullptr && to_the_end && layers.begin == 0) return RunDecode(logits);
+  const bool is_decode = step_.IsPlainDecode() && sp == nullptr && observer == nullptr;
+  if (is_decode && to_the_end && layers.begin == 0) return RunDecode(logits);
   const std::size_t x_bytes = static_cast<std::size_t>(step_.rows().count() * config_.hidden_size) * sizeof(float);
   if (layers.begin == 0) {
-    ZEROC_RETURN_IF_ERROR(Embed());
+    if (step_.rows().count() > 0) ZEROC_RETURN_IF_ERROR(Embed());
   } else {
     cuda::CopyToDevice(at_.x.As<float>(), layers.input, x_bytes, stream_);
   }
@@ -482,8 +515,9 @@ Status CudaTransformer::Run(std::span<const StepSequence> sequences, float* logi
   const bool has_more_rows = step_.rows().begin != step_.logit_rows().begin;
   for (int layer = layers.begin; layer < end_layer; ++layer) {
     const bool shortened = has_more_rows && to_the_end && layer + 1 == end_layer;
-    ZEROC_RETURN_IF_ERROR(Layer(layer, shortened, observer));
+    ZEROC_RETURN_IF_ERROR(Layer(layer, shortened, sp, observer));
   }
+  if (sp != nullptr) ZEROC_RETURN_IF_ERROR(sp->Finish());
   if (!to_the_end) {
     cuda::CopyToHost(layers.output, at_.x.As<float>(), x_bytes, stream_);
     return OkStatus();
@@ -499,10 +533,15 @@ Status CudaTransformer::Step(std::span<const ForwardSequence> sequences, float* 
                              const LayerRange& layers) {
   ZEROC_RETURN_IF_ERROR(CheckSupported(sequences, observer));
   ZEROC_ASSIGN_OR_RETURN(const std::vector<StepSequence> batch, Begin(sequences));
-  for (const StepSequence& sequence : batch) sequence.kv->BeginStep(sequence.n_tokens());
-  const Status status = Run(batch, logits, observer, layers);
-  const Status waited = WaitFor(stream_);  // in any case: the next step takes the same buffers
-  for (const StepSequence& sequence : batch) sequence.kv->EndStep();
+  SpStep* sp = sequences.front().sp;  // the only sequence's
+  ZEROC_CHECK(sp == nullptr || (layers.begin == 0 && layers.end < 0), layers.begin, layers.end);
+  for (const ForwardSequence& sequence : sequences) sequence.kv->BeginStep(static_cast<int>(sequence.tokens.size()));
+  if (sp != nullptr) sp->comm().Follow(stream_);
+  const Status status = Run(batch, sp, logits, observer, layers);
+  if (sp != nullptr && !status.ok()) sp->comm().Abort(status);  // mostly it comes from there; blocks rest from now on
+  const Status waited = WaitFor(stream_);                       // in any case: the next step takes the same buffers
+  if (sp != nullptr) sp->comm().Follow(nullptr);
+  for (const ForwardSequence& sequence : sequences) sequence.kv->EndStep();
   if (status.ok() || waited.ok()) return status.ok() ? waited : status;
   return Status(status.code(), std::string(status.message()) + ": " + std::string(waited.message()));
 }

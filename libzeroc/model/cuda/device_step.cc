@@ -77,7 +77,8 @@ void DeviceStep::AddWrites(int layer, std::span<const StepSequence> sequences, L
       const StepSequence& sequence = sequences[i];
       if (sequence.format != format) continue;
       const SequenceKv& kv = *sequence.kv;
-      std::uint8_t* const* exact = kv.WriteBlocks(layer);
+      std::uint8_t* const* exact =
+          kv.WriteBlocks(layer) + (sequence.first_pos / kBlockTokens - kv.n_tokens() / kBlockTokens);
       for (int pos = sequence.first_pos; pos < sequence.end_pos();) {
         const int block = pos / kBlockTokens, end = std::min(sequence.end_pos(), (block + 1) * kBlockTokens);
         // Complete with this step, and out of the exact window in it: packed from what is in shared memory.
@@ -128,8 +129,10 @@ void DeviceStep::AddPacks(int layer, std::span<const StepSequence> sequences, La
     for (const StepSequence& sequence : sequences) {
       const SequenceKv& kv = *sequence.kv;
       if (tier >= CountTiers(sequence)) continue;
-      const int end = tier > 0 ? kv.pack_end(tier) : std::min(kv.pack_end(0), sequence.first_pos / kBlockTokens);
-      for (int block = kv.pack_begin(tier); block < end; ++block) {
+      const int first = sequence.first_pos / kBlockTokens, last = (sequence.end_pos() - 1) / kBlockTokens;
+      const int end = std::min(kv.pack_end(tier), tier > 0 ? last + 1 : first);
+      // Of a prompt that a group shares, its own blocks; all of them are new.
+      for (int block = std::max(kv.pack_begin(tier), sequence.of_group ? first : 0); block < end; ++block) {
         lists.Add(&kv.SourceLayout(layer, tier), kv.PackSource(layer, tier, block), &kv.FormLayout(layer, tier),
                   kv.PackedBlock(layer, tier, block));
       }
@@ -139,7 +142,7 @@ void DeviceStep::AddPacks(int layer, std::span<const StepSequence> sequences, La
   PackLists sinks;
   for (const StepSequence& sequence : sequences) {
     const SequenceKv& kv = *sequence.kv;
-    if (!kv.takes_sink()) continue;
+    if (!kv.takes_sink() || (sequence.of_group && sequence.first_pos > 0)) continue;
     sinks.Add(&kv.format().exact, kv.PackSource(layer, 0, 0), &kv.format().sink, kv.SinkData(layer));
   }
   add(sinks);
@@ -185,8 +188,12 @@ void DeviceStep::AddAttention(const ModelConfig& config, std::span<const StepSeq
                               std::vector<AttentionOffsets>* places) {
   const auto n_heads = static_cast<int>(config.n_heads), n_kv_heads = static_cast<int>(config.n_kv_heads);
   const auto head_dim = static_cast<int>(config.head_dim);
+  // A group's queries go to the kernel to which one rank gives the whole prompt's: the same sums for the same rows.
   const auto is_decode = [&](std::size_t i) {
-    return queries.count(i) == 1 || queries.count(i) * (n_heads / n_kv_heads) <= cuda::kDecodeTileRows;
+    const StepSequence& sequence = sequences[i];
+    const bool all = sequence.of_group && queries.count(i) == sequence.n_tokens();
+    const std::int64_t n = all ? sequence.kv->max_tokens() : queries.count(i);
+    return n == 1 || n * (n_heads / n_kv_heads) <= cuda::kDecodeTileRows;
   };
   // Formats side by side, so that few launches have to be begun for want of room for layouts.
   std::vector<std::size_t> order;

@@ -19,13 +19,15 @@
 
 namespace zeroc {
 
-// One sequence's new tokens.
+// One sequence's new tokens. A rank of a group has up to two of these for one sequence, its ranges of the prompt, with
+// others' tokens between them.
 struct StepSequence {
   SequenceKv* kv;  // in a step
   const DeviceFormat* format;
   std::span<const std::int32_t> tokens;
   int first_pos;  // of the first of them
   int n_logits;   // of the last of them
+  bool of_group = false;
 
   int n_tokens() const { return static_cast<int>(tokens.size()); }
   int end_pos() const { return first_pos + n_tokens(); }
