@@ -63,12 +63,6 @@ struct RowsOfSpan {
   float largest[kRowsAtOnce];  // probability
 };
 
-ZEROC_VNNI_TARGET inline __m512i BroadcastWord(const std::int8_t* bytes) {
-  std::int32_t word;
-  std::memcpy(&word, bytes, sizeof(word));
-  return _mm512_set1_epi32(word);
-}
-
 // ---- Blocks to bytes -----------------------------------------------------------------------------------------------
 
 // K: [token group][tile of coordinates], the quantised runs' tiles side by side; scales of every token.
@@ -327,7 +321,7 @@ ZEROC_VNNI_TARGET void EndSegment(const Call& call) {
   }
 }
 
-// Quantised or left out, each and every run; somewhere a code.
+// Every run is quantised or left out.
 bool HasOnlyCodes(const KvBlockLayout& layout) {
   for (const KvSideLayout* side : {&layout.k, &layout.v}) {
     for (int r = 0; r < side->n_runs; ++r) {
@@ -377,7 +371,9 @@ ZEROC_VNNI_TARGET bool AttendCodesVnni(const AttentionArgs& args, const KvSegmen
   const std::int64_t head_offset = std::int64_t{args.kv_head} * layout.head_bytes;
   const int end_block = (all.end + layout.n_tokens - 1) / layout.n_tokens;
   Span span;
-  for (int first = all.begin / layout.n_tokens; first < end_block; first += kSpanBlocks) {
+  // Spans begin where they would for any other rows too: what a row gets does not depend on its company.
+  const int begin_block = all.begin / layout.n_tokens / kSpanBlocks * kSpanBlocks;
+  for (int first = begin_block; first < end_block; first += kSpanBlocks) {
     const int n_blocks = std::min(kSpanBlocks, end_block - first);
     span.first_token = first * layout.n_tokens;
     span.n_tokens = n_blocks * layout.n_tokens;

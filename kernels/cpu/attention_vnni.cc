@@ -23,12 +23,6 @@ namespace {
 
 constexpr int kRowsAtOnce = 4;  // as many sums as the registers hold
 
-ZEROC_VNNI_TARGET inline __m512i BroadcastWord(const std::int8_t* bytes) {
-  std::int32_t word;
-  std::memcpy(&word, bytes, sizeof(word));
-  return _mm512_set1_epi32(word);
-}
-
 // ---- Scores --------------------------------------------------------------------------------------------------------
 
 // products[r][16] of one token group and run.

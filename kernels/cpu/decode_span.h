@@ -1,5 +1,5 @@
 // What decode attention does around its two integer products: the state of a call, q and probabilities as integers, and
-// softmax. For attention_vnni.cc and decode_tiles.h.
+// softmax. For attention_vnni.cc and decode_tiles.h; the integers are attention_codes.cc's too.
 //
 // A number is a 16-bit integer times a scale of its row and run, in a high and a low byte, so that products of bytes
 // (VNNI, AMX) lose nothing but that rounding.
@@ -28,6 +28,13 @@ ZEROC_AVX512_TARGET inline __m512i StoreBytes(__m512 number, std::int8_t* high, 
   _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(top));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(whole));
   return whole;
+}
+
+// Four bytes, in every lane.
+ZEROC_AVX512_TARGET inline __m512i BroadcastWord(const std::int8_t* bytes) {
+  std::int32_t word;
+  std::memcpy(&word, bytes, sizeof(word));
+  return _mm512_set1_epi32(word);
 }
 
 // Largest absolute value; NaN if one is.

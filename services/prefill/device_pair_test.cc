@@ -62,9 +62,16 @@ TEST_P(DevicePairTest, GeneratesWhatOneProcessDoes) {
   EXPECT_LT(warm.outcome.done.kv_bytes().wire(), cold.outcome.done.kv_bytes().wire());
 }
 
+// A leader whose prompts would fail asks somebody else.
+TEST_P(DevicePairTest, ADeviceIsNoRankOfAGroupYet) {
+  if (GetParam() == DeviceSide::kDecode) return;
+  v1::JoinGroupResponse response;
+  EXPECT_EQ(cluster_.prefill().JoinGroup({}, &response).code(), StatusCode::kUnimplemented);
+}
+
 INSTANTIATE_TEST_SUITE_P(Sides, DevicePairTest, ::testing::Values(DeviceSide::kPrefill, DeviceSide::kDecode),
-                         [](const auto& info) {
-                           return info.param == DeviceSide::kPrefill ? "PrefillOnTheDevice" : "DecodeOnTheDevice";
+                         [](const auto& side) {
+                           return side.param == DeviceSide::kPrefill ? "PrefillOnTheDevice" : "DecodeOnTheDevice";
                          });
 
 }  // namespace

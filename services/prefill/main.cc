@@ -62,6 +62,9 @@ int main(int argc, char** argv) {
         if (chunk_tokens % 64 != 0) return InvalidArgument("--chunk-tokens is not a multiple of 64");
         ZEROC_ASSIGN_OR_RETURN(group.scheme, SpSchemeFromName(sp_scheme));
         ZEROC_ASSIGN_OR_RETURN(group.followers, ParseFollowers(sp_followers));
+        if (options.backend == "cuda" && !group.followers.empty()) {
+          return InvalidArgument("--sp-followers: groups compute on the CPU only as yet, --backend is cuda");
+        }
         group.patience = std::chrono::milliseconds(sp_patience_ms);
         return OkStatus();
       },

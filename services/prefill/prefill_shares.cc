@@ -44,6 +44,8 @@ Result<SpOptions> PrefillCore::OptionsForLeader(const v1::PrefillRequest& reques
 Status PrefillCore::JoinGroup(const v1::JoinGroupRequest& request, v1::JoinGroupResponse* response) {
   if (draining_) return Unavailable("the prefill worker is stopping");
   if (group_ != nullptr) return FailedPrecondition("this worker leads a prefill group itself");
+  // Its communicator reaches host memory.
+  if (!model_.model().kv_memory().is_host()) return Unimplemented("groups compute on the CPU only as yet");
   if (request.model_fingerprint() != model_.fingerprint() || request.plan_id() != model_.plan_id()) {
     return FailedPrecondition("the group of " + EscapeControls(request.leader()) +
                               " serves another model or plan than this worker");
