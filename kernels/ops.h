@@ -161,7 +161,7 @@ struct KvSegment {
 //   up to kDecodeRowsMax rows (decode): q, and the probabilities times V's step, are 16-bit integers with one scale
 //     per row and run (AVX-512 VNNI); exact runs take float32, or with AMX the sum of two bf16.
 //   more rows (prefill), with AMX: q, the probabilities and the dequantised K and V of runs of at most 4 bits are
-//     rounded to bf16; 8-bit runs to the sum of two bf16. Without AMX: float32.
+//     rounded to bf16; 8-bit runs to the sum of two bf16. Without AMX: codes as above (VNNI), other runs in float32.
 // A row that sees no token gets row_max = -inf, row_sum = 0, out = 0.
 struct AttentionArgs {
   const float* q;  // [n_rows, head_dim], scaled (QueryPrep)

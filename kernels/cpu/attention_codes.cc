@@ -4,6 +4,9 @@
 // are unpacked to bytes once for all rows of the call; then every eight rows take scores, softmax and sums of V over
 // the span. Products are of integers, as in decode (attention_vnni.cc): codes by q and by probability times step, which
 // are 16-bit integers in a high and a low byte. An instruction multiplies 64 codes where float32 multiplies 16 numbers.
+//
+// What a row gets does not depend on the rows beside it: units are a row's own, and spans lie where its position in the
+// sequence puts them, so that a prompt comes out the same however it is cut into steps.
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -46,7 +49,6 @@ struct Call {
 struct SideScales {
   alignas(64) float step[kMaxRuns][kSpanTokens];
   alignas(64) float base[kMaxRuns][kSpanTokens];  // V: of the middle code
-  float largest_step[kMaxRuns];                   // V only
 };
 
 struct Span {
@@ -60,7 +62,6 @@ struct RowsOfSpan {
   int begin_group, end_group;                          // that some of them see
   alignas(64) float scores[kRowsAtOnce][kSpanTokens];  // then probabilities
   alignas(64) std::int8_t high[kRowsAtOnce][kSpanTokens], low[kRowsAtOnce][kSpanTokens];
-  float largest[kRowsAtOnce];  // probability
 };
 
 // ---- Blocks to bytes -----------------------------------------------------------------------------------------------
@@ -101,14 +102,11 @@ ZEROC_VNNI_TARGET void PrepareValues(const Call& call, const std::uint8_t* head,
       UnpackBytesOf(bits, head + layout.v.codes_offset[r] + i * n_groups * TileBytes(bits), n_groups,
                     call.v_codes + (tile * kSpanGroups + first_group) * kByteTile);
     }
-    __m512 largest = _mm512_set1_ps(block == 0 ? 0.0f : span->v.largest_step[r]);
     for (int g = 0; g < n_groups; ++g) {
       const Scales scales = DecodeScales(layout.v, r, head, layout.n_tokens, g);
       _mm512_store_ps(span->v.step[r] + 16 * (first_group + g), scales.step);
       _mm512_store_ps(span->v.base[r] + 16 * (first_group + g), _mm512_add_ps(scales.base, scales.half));
-      largest = _mm512_max_ps(largest, scales.step);
     }
-    span->v.largest_step[r] = _mm512_reduce_max_ps(largest);
   }
 }
 
@@ -171,7 +169,6 @@ ZEROC_VNNI_TARGET void Softmax(const Call& call, TokenSpan seen, int row, int j,
   const float before = args.row_max[row], of_span = _mm512_reduce_max_ps(top);
   const float now = of_span > before ? of_span : before;
   const float offset = now == kNoScore ? 0.0f : now;  // inf - inf would be NaN
-  rows->largest[j] = _mm512_cvtss_f32(Exp2(_mm512_set1_ps((of_span - offset) * kLog2E)));
   if (now != before && before != kNoScore) {
     const float factor = _mm512_cvtss_f32(Exp2(_mm512_set1_ps((before - now) * kLog2E)));
     args.row_sum[row] *= factor;
@@ -193,11 +190,17 @@ ZEROC_VNNI_TARGET void Softmax(const Call& call, TokenSpan seen, int row, int j,
 // Probability times step as bytes, for one run of V, and what the bytes rounded off, times the middle code, into the
 // bases: as QuantiseWeights of decode. Returns the unit of the row's integers.
 ZEROC_VNNI_TARGET float QuantiseRow(const Call& call, const Span& span, int row, int j, int r, RowsOfSpan* rows) {
-  const float unit = span.v.largest_step[r] * rows->largest[j];
+  const int begin = 16 * rows->begin_group, end = 16 * rows->end_group;
+  __m512 largest = _mm512_setzero_ps();
+  for (int t = begin; t < end; t += 16) {
+    largest =
+        _mm512_max_ps(largest, _mm512_mul_ps(_mm512_load_ps(rows->scores[j] + t), _mm512_load_ps(span.v.step[r] + t)));
+  }
+  const float unit = _mm512_reduce_max_ps(largest);
   const __m512 inverse = _mm512_set1_ps(unit > 0.0f ? kLargest / unit : 0.0f);
   __m512 sum = _mm512_setzero_ps();
   __m512i numbers = _mm512_setzero_si512();
-  for (int t = 16 * rows->begin_group; t < 16 * rows->end_group; t += 16) {
+  for (int t = begin; t < end; t += 16) {
     const __m512 p = _mm512_load_ps(rows->scores[j] + t);
     const __m512 number = _mm512_mul_ps(_mm512_mul_ps(p, _mm512_load_ps(span.v.step[r] + t)), inverse);
     numbers = _mm512_add_epi32(
@@ -371,10 +374,9 @@ ZEROC_VNNI_TARGET bool AttendCodesVnni(const AttentionArgs& args, const KvSegmen
   const std::int64_t head_offset = std::int64_t{args.kv_head} * layout.head_bytes;
   const int end_block = (all.end + layout.n_tokens - 1) / layout.n_tokens;
   Span span;
-  // Spans begin where they would for any other rows too: what a row gets does not depend on its company.
-  const int begin_block = all.begin / layout.n_tokens / kSpanBlocks * kSpanBlocks;
-  for (int first = begin_block; first < end_block; first += kSpanBlocks) {
-    const int n_blocks = std::min(kSpanBlocks, end_block - first);
+  const int blocks_before = segment.first_pos / layout.n_tokens;
+  for (int first = all.begin / layout.n_tokens, n_blocks = 0; first < end_block; first += n_blocks) {
+    n_blocks = std::min(kSpanBlocks - (blocks_before + first) % kSpanBlocks, end_block - first);
     span.first_token = first * layout.n_tokens;
     span.n_tokens = n_blocks * layout.n_tokens;
     for (int i = 0; i < n_blocks; ++i) {
@@ -382,7 +384,7 @@ ZEROC_VNNI_TARGET bool AttendCodesVnni(const AttentionArgs& args, const KvSegmen
       PrepareKeys(call, head, i, n_tiles, &span);
       PrepareValues(call, head, i, &span);
       // The next span's bytes travel while this one is computed: blocks lie anywhere, the hardware cannot foresee them.
-      const int next = first + kSpanBlocks + i;
+      const int next = first + n_blocks + i;
       if (next < end_block) PrefetchBytes(segment.blocks[next] + head_offset, layout.head_bytes);
     }
     for (int row = 0; row < args.n_rows; row += kRowsAtOnce) {

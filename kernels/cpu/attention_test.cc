@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <tuple>
 #include <vector>
 
 #include "kernels/cpu/amx.h"
@@ -271,6 +272,43 @@ TEST(CpuAttention, PartsMergeToTheWhole) {
       const float expected = whole.out[static_cast<std::size_t>(i)] / whole.row_sum[static_cast<std::size_t>(i / dim)];
       const float value = Bf16ToFloat(merged[static_cast<std::size_t>(i)]);
       EXPECT_NEAR(value, expected, kEpsBf16 * std::abs(expected) + merge_error);
+    }
+  });
+}
+
+// Prompts come in steps that are cut in many ways, with more or fewer of their rows beside each other.
+TEST(CpuAttention, WhatManyRowsGetDoesNotDependOnTheirCompany) {
+  ForEachTargetAndAmx([&] {
+    if (cpu::AmxReady()) return;  // its spans begin with the rows that are there
+    const int dim = 64, group = 3, n_tokens = 70;
+    for (int bits : {16, 8, 3}) {
+      const auto layout = MustLayout(1, dim, 64, {{bits, dim}}, {{bits, dim}}, bits < 16);
+      const Sequence history(layout, 6, 384, 17, 2.0f);
+      Random random(8);
+      const auto q = random.Normals(n_tokens * group * dim, 0.3f);
+      // Of some age only, as in young tiers: rows see other blocks, and a segment begins at any block.
+      const auto segment_from = [&](int block) {
+        KvSegment segment = history.Segment(64 * block, 64 * block, 384);
+        segment.blocks += block;
+        segment.n_blocks -= block;
+        segment.min_age = 10;
+        segment.max_age = 200;
+        return segment;
+      };
+      const auto rows = [&](int begin, int end, const KvSegment& segment) {
+        const std::vector<float> some(q.begin() + begin * group * dim, q.begin() + end * group * dim);
+        return Attend(CpuOps(), some, (end - begin) * group, group, dim, 300 + begin, 0, {segment});
+      };
+      const Result all = rows(0, n_tokens, segment_from(0));
+      for (const auto& [begin, end, block] : {std::tuple{0, 4, 0}, {4, 37, 0}, {37, 70, 0}, {37, 70, 1}}) {
+        const Result some = rows(begin, end, segment_from(block));
+        for (std::size_t i = 0; i < some.row_sum.size(); ++i) {
+          const std::size_t at = i + static_cast<std::size_t>(begin * group);
+          ASSERT_EQ(some.row_max[i], all.row_max[at]);
+          ASSERT_EQ(some.row_sum[i], all.row_sum[at]);
+          for (std::size_t d = 0; d < dim; ++d) ASSERT_EQ(some.out[i * dim + d], all.out[at * dim + d]) << bits;
+        }
+      }
     }
   });
 }
