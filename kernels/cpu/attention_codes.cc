@@ -43,6 +43,7 @@ struct Call {
   std::uint8_t* k_codes;
   std::uint8_t* v_codes;
   const float* mass;  // of the head, or null
+  int n_key_tiles;    // of a token group
 };
 
 // Scales by token, of the span.
@@ -67,7 +68,7 @@ struct RowsOfSpan {
 // ---- Blocks to bytes -----------------------------------------------------------------------------------------------
 
 // K: [token group][tile of coordinates], the quantised runs' tiles side by side; scales of every token.
-ZEROC_VNNI_TARGET void PrepareKeys(const Call& call, const std::uint8_t* head, int block, int n_tiles, Span* span) {
+ZEROC_VNNI_TARGET void PrepareKeys(const Call& call, const std::uint8_t* head, int block, Span* span) {
   const KvBlockLayout& layout = *call.layout;
   const int n_groups = layout.n_tokens / kTileLanes, first_group = block * n_groups;
   int column = 0;
@@ -76,7 +77,7 @@ ZEROC_VNNI_TARGET void PrepareKeys(const Call& call, const std::uint8_t* head, i
     if (bits == 0) continue;
     for (int g = 0; g < n_groups; ++g) {
       UnpackBytesOf(bits, head + layout.k.codes_offset[r] + g * of_run * TileBytes(bits), of_run,
-                    call.k_codes + ((first_group + g) * n_tiles + column) * kByteTile);
+                    call.k_codes + ((first_group + g) * call.n_key_tiles + column) * kByteTile);
       const Scales scales = DecodeScales(layout.k, r, head, layout.n_tokens, g);
       _mm512_store_ps(span->k.step[r] + 16 * (first_group + g), scales.step);
       _mm512_store_ps(span->k.base[r] + 16 * (first_group + g), scales.base);
@@ -114,13 +115,13 @@ ZEROC_VNNI_TARGET void PrepareValues(const Call& call, const std::uint8_t* head,
 
 // scores[kRows][.] of the token groups that they see.
 template <int kRows>
-ZEROC_VNNI_TARGET void Scores(const Call& call, const Span& span, int row, int n_tiles, RowsOfSpan* rows) {
+ZEROC_VNNI_TARGET void Scores(const Call& call, const Span& span, int row, RowsOfSpan* rows) {
   const KvSideLayout& k = call.layout->k;
   const std::int64_t dim = call.dim;
   for (int g = rows->begin_group; g < rows->end_group; ++g) {
     const __m512 mass = _mm512_load_ps(span.mass + 16 * g);
     for (int j = 0; j < kRows; ++j) _mm512_store_ps(rows->scores[j] + 16 * g, mass);
-    const std::uint8_t* codes = call.k_codes + g * n_tiles * kByteTile;
+    const std::uint8_t* codes = call.k_codes + g * call.n_key_tiles * kByteTile;
     for (int r = 0; r < k.n_runs; ++r) {
       if (k.runs[r].bits == 0) continue;
       __m512i high[kRows], low[kRows];
@@ -244,7 +245,7 @@ ZEROC_VNNI_TARGET void AddValues(const Call& call, const Span& span, int row, Ro
 }
 
 template <int kRows>
-ZEROC_VNNI_TARGET void AttendRows(const Call& call, const Span& span, int row, int n_tiles, const TokenSpan* seen) {
+ZEROC_VNNI_TARGET void AttendRows(const Call& call, const Span& span, int row, const TokenSpan* seen) {
   RowsOfSpan rows;
   // Neither end of what a row sees moves back, so the first and the last row tell what all of them see.
   const int begin = std::max(seen[0].begin - span.first_token, 0);
@@ -252,32 +253,31 @@ ZEROC_VNNI_TARGET void AttendRows(const Call& call, const Span& span, int row, i
   if (begin >= end) return;
   rows.begin_group = begin / kTileLanes;
   rows.end_group = (end + kTileLanes - 1) / kTileLanes;
-  Scores<kRows>(call, span, row, n_tiles, &rows);
+  Scores<kRows>(call, span, row, &rows);
   for (int j = 0; j < kRows; ++j) {
     Softmax(call, {seen[j].begin - span.first_token, seen[j].end - span.first_token}, row + j, j, &rows);
   }
   AddValues<kRows>(call, span, row, &rows);
 }
 
-ZEROC_VNNI_TARGET void AttendSomeRows(const Call& call, const Span& span, int row, int n_rows, int n_tiles,
-                                      const TokenSpan* seen) {
+ZEROC_VNNI_TARGET void AttendSomeRows(const Call& call, const Span& span, int row, int n_rows, const TokenSpan* seen) {
   switch (n_rows) {
     case 1:
-      return AttendRows<1>(call, span, row, n_tiles, seen);
+      return AttendRows<1>(call, span, row, seen);
     case 2:
-      return AttendRows<2>(call, span, row, n_tiles, seen);
+      return AttendRows<2>(call, span, row, seen);
     case 3:
-      return AttendRows<3>(call, span, row, n_tiles, seen);
+      return AttendRows<3>(call, span, row, seen);
     case 4:
-      return AttendRows<4>(call, span, row, n_tiles, seen);
+      return AttendRows<4>(call, span, row, seen);
     case 5:
-      return AttendRows<5>(call, span, row, n_tiles, seen);
+      return AttendRows<5>(call, span, row, seen);
     case 6:
-      return AttendRows<6>(call, span, row, n_tiles, seen);
+      return AttendRows<6>(call, span, row, seen);
     case 7:
-      return AttendRows<7>(call, span, row, n_tiles, seen);
+      return AttendRows<7>(call, span, row, seen);
     default:
-      return AttendRows<kRowsAtOnce>(call, span, row, n_tiles, seen);
+      return AttendRows<kRowsAtOnce>(call, span, row, seen);
   }
 }
 
@@ -360,7 +360,8 @@ ZEROC_VNNI_TARGET bool AttendCodesVnni(const AttentionArgs& args, const KvSegmen
                      scratch.q_sums,
                      scratch.k_codes,
                      scratch.v_codes,
-                     segment.mass != nullptr ? segment.mass + std::int64_t{args.kv_head} * (1 + kMaxRuns) : nullptr};
+                     segment.mass != nullptr ? segment.mass + std::int64_t{args.kv_head} * (1 + kMaxRuns) : nullptr,
+                     CountTiles(layout.k)};
   const TokenSpan all = RowsSpan(args, segment);
   if (all.begin >= all.end) return true;
   std::memset(call.sums, 0, n_rows * dim * sizeof(float));
@@ -370,7 +371,6 @@ ZEROC_VNNI_TARGET bool AttendCodesVnni(const AttentionArgs& args, const KvSegmen
   for (int row = 0; row < args.n_rows; ++row) {
     seen[row] = row % args.group == 0 ? RowSpan(args, segment, row) : seen[row - 1];
   }
-  const int n_tiles = CountTiles(layout.k);
   const std::int64_t head_offset = std::int64_t{args.kv_head} * layout.head_bytes;
   const int end_block = (all.end + layout.n_tokens - 1) / layout.n_tokens;
   Span span;
@@ -381,14 +381,14 @@ ZEROC_VNNI_TARGET bool AttendCodesVnni(const AttentionArgs& args, const KvSegmen
     span.n_tokens = n_blocks * layout.n_tokens;
     for (int i = 0; i < n_blocks; ++i) {
       const std::uint8_t* head = segment.blocks[first + i] + head_offset;
-      PrepareKeys(call, head, i, n_tiles, &span);
+      PrepareKeys(call, head, i, &span);
       PrepareValues(call, head, i, &span);
       // The next span's bytes travel while this one is computed: blocks lie anywhere, the hardware cannot foresee them.
       const int next = first + n_blocks + i;
       if (next < end_block) PrefetchBytes(segment.blocks[next] + head_offset, layout.head_bytes);
     }
     for (int row = 0; row < args.n_rows; row += kRowsAtOnce) {
-      AttendSomeRows(call, span, row, std::min(kRowsAtOnce, args.n_rows - row), n_tiles, seen + row);
+      AttendSomeRows(call, span, row, std::min(kRowsAtOnce, args.n_rows - row), seen + row);
     }
   }
   EndSegment(call);

@@ -45,17 +45,16 @@ Status DecodeCore::Open(const TransportFactory& transport) {
   if (!arena.ok())
     return arena.status().WithContext("KV memory of " + std::to_string(options_.kv_bytes >> 20) + " MiB");
   arena_ = *arena;
-  ZEROC_ASSIGN_OR_RETURN(owned_pool_, OwnedPool::Over(arena_, model_.SlabBytes(), model_.model().kv_memory()));
-  pool_ = &owned_pool_->pool();
+  ZEROC_ASSIGN_OR_RETURN(pool_, OwnedPool::Over(arena_, model_.SlabBytes(), model_.model().kv_memory()));
   if (options_.prefix_cache_share > 0) {
-    cache_ = std::make_unique<PrefixCache>(*pool_, model_.fingerprint(), model_.plan_id(),
+    cache_ = std::make_unique<PrefixCache>(pool_->pool(), model_.fingerprint(), model_.plan_id(),
                                            PrefixCache::Options{options_.prefix_cache_share});
   }
   engine_ = std::make_unique<DecodeEngine>(
-      model_.model(), *pool_, DecodeEngine::Options{.batch_max = options_.batch_max, .swap_bytes = options_.swap_bytes},
-      cache_.get());
+      model_.model(), pool_->pool(),
+      DecodeEngine::Options{.batch_max = options_.batch_max, .swap_bytes = options_.swap_bytes}, cache_.get());
   local_prefill_ = std::make_unique<PrefillEngine>(
-      model_.model(), *pool_,
+      model_.model(), pool_->pool(),
       PrefillEngine::Options{options_.local_prefill_chunk_tokens, options_.local_prefill_queue_max});
   engine_thread_ = std::make_unique<EngineThread>("decode", [this] { return StepEngines(); });
   timers_ = std::make_unique<TimerThread>();
@@ -74,7 +73,7 @@ DecodeCore::~DecodeCore() {
   local_prefill_.reset();
   engine_.reset();
   cache_.reset();
-  owned_pool_.reset();
+  pool_.reset();
 }
 
 void DecodeCore::ScheduleTick() {

@@ -115,8 +115,7 @@ class DecodeCore final : private TransportListener {
   Metrics& metrics_;
 
   std::span<std::byte> arena_;                    // the transport's: the pool's wire side
-  std::unique_ptr<OwnedPool> owned_pool_;         // engine thread
-  BlockPool* pool_ = nullptr;                     // engine thread
+  std::unique_ptr<OwnedPool> pool_;               // engine thread
   std::unique_ptr<PrefixCache> cache_;            // engine thread; perhaps none
   std::unique_ptr<DecodeEngine> engine_;          // engine thread
   std::unique_ptr<PrefillEngine> local_prefill_;  // engine thread; between decode steps, a chunk at a time

@@ -28,7 +28,7 @@ bool DecodeCore::StepEngines() {
 }
 
 void DecodeCore::PublishUsage() {
-  const BlockPool::Usage now = pool_->usage();
+  const BlockPool::Usage now = pool_->pool().usage();
   bytes_used_ = now.bytes_used;
   blocks_used_ = now.n_blocks_used;
   n_running_ = engine_->n_running();
@@ -47,7 +47,7 @@ void DecodeCore::Verify(const VerifyLease& verify) {
     std::vector<BlockSpan> came;
     for (const ExpectedBlock& block : verify.blocks)
       came.push_back({BlockRef::At(block.extent.offset), block.extent.bytes});
-    status = pool_->FromWire(came);
+    status = pool_->pool().FromWire(came);
   }
   LeaseActions actions;
   {

@@ -51,15 +51,14 @@ Status PrefillCore::Open(const TransportFactory& transport) {
   memory_.reset(static_cast<std::byte*>(std::aligned_alloc(4096, memory_bytes_)));
   if (memory_ == nullptr) return ResourceExhausted("no " + std::to_string(memory_bytes_ >> 20) + " MiB of KV memory");
   ZEROC_ASSIGN_OR_RETURN(
-      owned_pool_, OwnedPool::Over({memory_.get(), memory_bytes_}, model_.SlabBytes(), model_.model().kv_memory()));
-  pool_ = &owned_pool_->pool();
+      pool_, OwnedPool::Over({memory_.get(), memory_bytes_}, model_.SlabBytes(), model_.model().kv_memory()));
   ZEROC_ASSIGN_OR_RETURN(transport_, transport(*this));
   if (options_.prefix_cache_share > 0) {
-    cache_ = std::make_unique<PrefixCache>(*pool_, model_.fingerprint(), model_.plan_id(),
+    cache_ = std::make_unique<PrefixCache>(pool_->pool(), model_.fingerprint(), model_.plan_id(),
                                            PrefixCache::Options{options_.prefix_cache_share});
   }
   engine_ = std::make_unique<PrefillEngine>(
-      model_.model(), *pool_, PrefillEngine::Options{options_.chunk_tokens, options_.queue_max}, cache_.get());
+      model_.model(), pool_->pool(), PrefillEngine::Options{options_.chunk_tokens, options_.queue_max}, cache_.get());
   member_ = std::make_unique<GroupMember>(transport);
   if (!options_.group.followers.empty()) {
     metrics_.AddSpBytes(SpSchemeName(SpScheme::kAllGather), 0);  // on the page from now on
@@ -106,7 +105,7 @@ void PrefillCore::ScheduleTick() {
 }
 
 void PrefillCore::PublishUsage() {
-  const BlockPool::Usage now = pool_->usage();
+  const BlockPool::Usage now = pool_->pool().usage();
   bytes_used_ = now.bytes_used;
   blocks_used_ = now.n_blocks_used;
   n_waiting_ = engine_->n_queued() + static_cast<int>(shares_.size());

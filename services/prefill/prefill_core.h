@@ -140,8 +140,7 @@ class PrefillCore final : private TransportListener {
   };
   std::unique_ptr<std::byte, Free> memory_;
   std::uint64_t memory_bytes_ = 0;
-  std::unique_ptr<OwnedPool> owned_pool_;  // engine thread; memory_ is its wire side
-  BlockPool* pool_ = nullptr;              // engine thread
+  std::unique_ptr<OwnedPool> pool_;        // engine thread; memory_ is its wire side
   std::unique_ptr<PrefixCache> cache_;     // engine thread; perhaps none
   std::unique_ptr<PrefillEngine> engine_;  // engine thread
   std::deque<Share> shares_;               // engine thread

@@ -111,9 +111,10 @@ bool PrefillCore::StepShare() {
     return end(DeadlineExceeded("the deadline passed before the group had its turn"));
   }
   const SpSplit split(static_cast<int>(share.job.tokens.size()), share.place.n_ranks);
-  auto made = SharedPrefill::Create(model_.config(), *pool_, share.job, split, share.place.rank);
+  auto made = SharedPrefill::Create(model_.config(), pool_->pool(), share.job, split, share.place.rank);
   if (!made.ok()) {
-    const bool may_wait = made.status().code() == StatusCode::kResourceExhausted && pool_->usage().n_blocks_used > 0;
+    const bool may_wait =
+        made.status().code() == StatusCode::kResourceExhausted && pool_->pool().usage().n_blocks_used > 0;
     return may_wait ? false : end(made.status());
   }
   if (share.place.rank == 0) {
